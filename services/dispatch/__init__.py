@@ -1,0 +1,1 @@
+"""The desk of a district: members, matching, tasks and their deadlines."""

@@ -1,0 +1,1 @@
+"""Takes residents' requests in: places, classifies, seals and commits them."""

@@ -1,0 +1,503 @@
+"""
+The bus, and the one module that imports nats: connect, commit a batch, read from a position, ask, answer, keep a value.
+
+Every call has a deadline and raises only what `shared.errors` names. A connection buffers nothing while it is down
+(`pending_size=0`): a batch "sent" during an outage would otherwise be stored after the reconnect, behind everybody's back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Self
+from uuid import uuid4
+
+import nats.errors
+import nats.js.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from shared.envelope import CONTENT_TYPE
+from shared.errors import BusError, ConflictError, TooManyFactsError, UnavailableError
+
+STREAM = "EVENTS"
+BATCH_MAX = 1000
+"""The server's own bound on an atomic batch (error 10199 beyond it)."""
+EXPECT = "Nats-Expected-Last-Subject-Sequence"
+CONFLICTS = frozenset({10071, 10164})
+
+
+class Message(NamedTuple):
+    """What is published: an encoded fact under its subject. `expect` fences on this very subject's last sequence."""
+
+    subject: str
+    data: bytes
+    expect: int | None = None
+
+
+class Fence(NamedTuple):
+    """The batch is stored only if the last message on this literal subject has this sequence (0: there is none)."""
+
+    subject: str
+    sequence: int
+
+
+class Delivery(NamedTuple):
+    """One stored message: its sequence in the stream, when the stream took it (ns since 1970), subject and bytes."""
+
+    sequence: int
+    recorded_ns: int
+    subject: str
+    data: bytes
+
+
+class Stored(NamedTuple):
+    """The last message on a subject. `batch` is the atomic batch that brought it, if one did."""
+
+    sequence: int
+    data: bytes
+    batch: str | None
+    recorded: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """Which stream this is (`created`, as the server writes it) and what it holds."""
+
+    created: str
+    first: int
+    last: int
+
+
+class Request(NamedTuple):
+    """A request from the bus, to be answered once with `answer(bytes)`."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    answer: Callable[[bytes], Awaitable[None]]
+
+
+class Bus:
+    """One connection to the bus. Make it with `Bus.connect`, end it with `drain`."""
+
+    def __init__(self) -> None:
+        self._nc = Client()
+        self._rang = asyncio.Event()
+        self.refused: str | None = None
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str, seed: str | None = None, deadline_s: float = 10) -> Self:
+        """
+        Connect, and stay connected until drained.
+
+        Args:
+            name: the service; replies come to `_INBOX_<name>.>`.
+            seed: its NKey seed; None where the server asks for none.
+        Raises:
+            UnavailableError: not within the deadline, or the server does not know this key.
+        """
+        bus = cls()
+
+        async def on_error(why: Exception) -> None:
+            # A permission violation arrives only here: the configuration is wrong and readiness says so.
+            if "permissions violation" in str(why).lower():
+                bus.refused = str(why)
+
+        async def on_closed() -> None:
+            bus.closed.set()
+
+        async def on_reconnected() -> None:
+            bus._rang.set()
+            bus._rang = asyncio.Event()
+
+        try:
+            await asyncio.wait_for(
+                bus._nc.connect(
+                    url,
+                    name=f"paidan-{name}",
+                    nkeys_seed_str=seed,
+                    inbox_prefix=f"_INBOX_{name}",
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; the library annotates int
+                    connect_timeout=2,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=0,
+                    error_cb=on_error,
+                    closed_cb=on_closed,
+                    reconnected_cb=on_reconnected,
+                ),
+                deadline_s,
+            )
+        except (TimeoutError, OSError, nats.errors.Error) as why:
+            with suppress(Exception):
+                await bus._nc.close()
+            raise UnavailableError(f"cannot connect to NATS at {url}: {why or type(why).__name__}") from None
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is listening right now."""
+        return self._nc.is_connected
+
+    @property
+    def generation(self) -> int:
+        """How often the connection was made again: what was asked before is not coming."""
+        return int(self._nc.stats["reconnects"])
+
+    async def drain(self) -> None:
+        """Stop taking, let what is under way end, close: 10 s at most."""
+        with suppress(Exception):
+            await asyncio.wait_for(self._nc.drain(), 10)
+        with suppress(Exception):
+            await self._nc.close()
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    async def request(
+        self, subject: str, data: bytes, *, timeout_s: float = 2, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """
+        One answer to one question.
+
+        Raises:
+            UnavailableError: nobody listens, not connected, or no answer in time; it may have been acted on all the same.
+        """
+        try:
+            answer = await self._nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+        except nats.errors.NoRespondersError:
+            raise UnavailableError(f"nobody answers {subject}", code=503) from None
+        except (TimeoutError, OSError, nats.errors.Error) as why:
+            raise UnavailableError(f"no answer on {subject}: {type(why).__name__}") from None
+        return answer.data
+
+    async def _api(self, what: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 2) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(
+            await self.request(f"$JS.API.{what}", json.dumps(body).encode() if body else b"", timeout_s=timeout_s)
+        )
+        if "error" in answer:
+            raise _bus_error(answer["error"])
+        return answer
+
+    async def serve(self, subject: str, take: Callable[[Request], Awaitable[None]], *, alone: bool = False) -> Subscription:
+        """
+        Take requests on a subject. Every instance takes every request; with `alone` the instances share them out.
+
+        What `take` raises is dropped with the request: the asker tries again.
+        """
+
+        async def on_message(message: Msg) -> None:
+            async def answer(data: bytes) -> None:
+                with suppress(nats.errors.Error):  # the asker asks again
+                    await message.respond(data)
+
+            await take(Request(message.subject, message.data, message.headers or {}, answer))
+
+        queue = subject.replace("*", "_").replace(">", "_") if alone else ""
+        return Subscription(await self._nc.subscribe(subject, queue=queue, cb=on_message))
+
+    # --- committing -----------------------------------------------------------------------------------------------
+
+    async def commit(
+        self, messages: Sequence[Message], *, fence: Fence | None = None, batch: str | None = None, timeout_s: float = 2
+    ) -> int:
+        """
+        Store all of these, next to each other, or none; one round trip. Returns the sequence of the last.
+
+        Args:
+            messages: at most 1,000.
+            fence: goes on the first message: later ones may not expect a subject that this batch has written.
+            batch: the batch's id, by which the writer can recognise it afterwards; new for every try.
+        Raises:
+            ConflictError: a fence did not hold; nothing is stored.
+            TooManyFactsError: more than 1,000.
+            UnavailableError: outcome unknown: look before trying again.
+        """
+        if len(messages) > BATCH_MAX:
+            raise TooManyFactsError(f"{len(messages)} messages in one batch")
+        batch = batch or uuid4().hex
+        last = len(messages)
+        publish = self._nc.publish
+        try:
+            for n, (subject, data, expect) in enumerate(messages, 1):
+                headers = {"Content-Type": CONTENT_TYPE, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(n)}
+                if expect is not None:
+                    headers[EXPECT] = str(expect)
+                elif n == 1 and fence is not None:
+                    headers[EXPECT] = str(fence.sequence)
+                    headers[EXPECT + "-Subject"] = fence.subject
+                if n < last:
+                    await publish(subject, data, headers=headers)
+                else:
+                    headers["Nats-Batch-Commit"] = "1"
+                    answer = await self._nc.request(subject, data, timeout=timeout_s, headers=headers)
+        except (TimeoutError, OSError, nats.errors.Error) as why:
+            raise UnavailableError(f"commit of {last}: {type(why).__name__}") from None
+        ack = orjson.loads(answer.data)
+        if "error" in ack:
+            raise _bus_error(ack["error"])
+        return int(ack["seq"])
+
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        expect: int | None = None,
+        ttl_s: int | None = None,
+        timeout_s: float = 2,
+    ) -> int:
+        """
+        Store one message and return its sequence.
+
+        Args:
+            expect: the last sequence on this subject; 0 for none.
+            ttl_s: how long it lives, where the stream allows that.
+        Raises:
+            ConflictError, UnavailableError: as `commit`.
+        """
+        headers = {}
+        if expect is not None:
+            headers[EXPECT] = str(expect)
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{ttl_s}s"
+        ack = orjson.loads(await self.request(subject, data, timeout_s=timeout_s, headers=headers))
+        if "error" in ack:
+            raise _bus_error(ack["error"])
+        return int(ack["seq"])
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Delete one message and overwrite its bytes on disk; already gone is fine."""
+        with suppress(_NotThereError):
+            await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": False})
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def last(self, subject: str, *, stream: str = STREAM, timeout_s: float = 2) -> Stored | None:
+        """The last message stored on a subject, or None. It never shows half a batch, so it is the read barrier."""
+        return await self._stored(stream, {"last_by_subj": subject}, timeout_s)
+
+    async def at(self, sequence: int, *, stream: str = STREAM, timeout_s: float = 2) -> Stored | None:
+        """The message with this sequence, or None where it was deleted."""
+        return await self._stored(stream, {"seq": sequence}, timeout_s)
+
+    async def _stored(self, stream: str, which: Mapping[str, Any], timeout_s: float) -> Stored | None:
+        try:
+            answer = await self._api(f"STREAM.MSG.GET.{stream}", which, timeout_s=timeout_s)
+        except _NotThereError:
+            return None
+        message = answer["message"]
+        return Stored(
+            sequence=message["seq"],
+            data=_unbase64(message.get("data")),
+            batch=_header(_unbase64(message.get("hdrs")), b"Nats-Batch-Id"),
+            recorded=datetime.fromisoformat(message["time"]).astimezone(UTC),
+        )
+
+    async def state(self, stream: str = STREAM) -> StreamState:
+        """Which stream there is and how far it goes. Raises BusError where there is none."""
+        answer = await self._api(f"STREAM.INFO.{stream}")
+        return StreamState(answer["created"], answer["state"]["first_seq"], answer["state"]["last_seq"])
+
+    def reader(self, subjects: Iterable[str], *, after: int, credit: int = 1000, wake: asyncio.Event | None = None) -> Reader:
+        """Everything stored under these subjects after a sequence, in order, without a hole and without an end."""
+        return Reader(self, tuple(subjects), after, credit, wake or asyncio.Event())
+
+    # --- objects --------------------------------------------------------------------------------------------------
+
+    async def put_object(self, bucket: str, name: str, data: bytes, *, timeout_s: float = 60) -> None:
+        """Store a large value whole. Raises UnavailableError."""
+        try:
+            store = await self._nc.jetstream(timeout=5).object_store(bucket)
+            await asyncio.wait_for(store.put(name, data), timeout_s)
+        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as why:
+            raise UnavailableError(f"object {bucket}/{name} was not stored: {type(why).__name__}") from None
+
+    async def get_object(self, bucket: str, name: str, *, timeout_s: float = 60) -> bytes | None:
+        """A large value, or None where there is none. Raises UnavailableError, also where its digest is wrong."""
+        try:
+            store = await self._nc.jetstream(timeout=5).object_store(bucket)
+            into = io.BytesIO()
+            await asyncio.wait_for(store.get(name, writeinto=into), timeout_s)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as why:
+            raise UnavailableError(f"object {bucket}/{name} cannot be read: {type(why).__name__}") from None
+        return into.getvalue()
+
+    # --- administration (identity `admin` only) -------------------------------------------------------------------
+
+    async def stream_config(self, name: str) -> dict[str, Any] | None:
+        """The configuration of a stream as the server has it, or None."""
+        try:
+            config: dict[str, Any] = (await self._api(f"STREAM.INFO.{name}"))["config"]
+        except _NotThereError:
+            return None
+        return config
+
+    async def apply_stream(self, config: Mapping[str, Any], *, new: bool) -> None:
+        """Create or update a stream. Raises BusError with the server's reason."""
+        await self._api(f"STREAM.{'CREATE' if new else 'UPDATE'}.{config['name']}", config, timeout_s=10)
+
+
+class Subscription:
+    """A subject being served; `end` stops it."""
+
+    def __init__(self, subscription: Any) -> None:
+        self._subscription = subscription
+
+    async def end(self) -> None:
+        """Take nothing more."""
+        with suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
+
+
+class Reader:
+    """
+    Reads a stream in order through an ephemeral consumer of its own, without acknowledging: nothing is redelivered, skipped
+    or dead-lettered. Whenever something looks odd (reconnect, a hole in the consumer's count, no heartbeat) it opens a new
+    consumer at the next sequence. A durable with ack-all would lose: what a killed reader had fetched comes back behind what
+    its successor acknowledged.
+
+    Attributes:
+        after: the sequence of the last message taken in; what comes next is behind it.
+    """
+
+    def __init__(self, bus: Bus, subjects: tuple[str, ...], after: int, credit: int, wake: asyncio.Event) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._credit = credit
+        self._wake = wake
+        self._subscription: Any = None
+        self._queue: deque[Delivery] = deque()
+        self._asked = 0
+        self._fine = False
+        self._heard = 0.0
+        self.after = after
+        self.pending = 0
+        """How many more the server knew of when it sent the last one."""
+
+    async def take(self, at_most: int = 1000) -> list[Delivery]:
+        """What has arrived, oldest first; empty where nothing has, or while the bus is away. Never waits for a message."""
+        try:
+            await self._keep_open()
+        except (TimeoutError, OSError, BusError, nats.errors.Error, nats.js.errors.Error):
+            await asyncio.sleep(0.1)
+        if not self._queue:
+            await asyncio.sleep(0)  # never spin: let what is on the wire come in
+        queue = self._queue
+        return [queue.popleft() for _ in range(min(at_most, len(queue)))]
+
+    async def wait(self, timeout_s: float, at_most: int = 1000) -> list[Delivery]:
+        """As `take`, but waits up to the timeout for the first."""
+        ends = time.monotonic() + timeout_s
+        while True:
+            self._wake.clear()
+            if taken := await self.take(at_most):
+                return taken
+            left = ends - time.monotonic()
+            if left <= 0:
+                return []
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), min(left, 0.5))
+
+    async def close(self) -> None:
+        """Give the consumer up; the server forgets it after 30 s."""
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _keep_open(self) -> None:
+        silent = time.monotonic() - self._heard > 2.5
+        if self._subscription is None or not self._fine or silent or self._link != self._bus.generation:
+            await self._open()
+        if self._asked <= self._credit // 2 and len(self._queue) < self._credit:
+            self._asked += self._credit
+            ask = b'{"batch":%d,"expires":20000000000,"idle_heartbeat":1000000000}' % self._credit
+            await self._bus._nc.publish(self._next, ask, reply=self._inbox)
+
+    async def _open(self) -> None:
+        await self.close()
+        nc = self._bus._nc
+        self._link, self._count, self._asked, self._heard, self._fine = self._bus.generation, 0, 0, time.monotonic(), True
+        many = len(self._subjects) > 1
+        consumer = ConsumerConfig(
+            filter_subject=None if many else self._subjects[0],
+            filter_subjects=list(self._subjects) if many else None,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=self.after + 1,
+            ack_policy=AckPolicy.NONE,
+            mem_storage=True,
+            num_replicas=1,
+            inactive_threshold=30,
+        )
+        info = await nc.jetstream(timeout=2).add_consumer(STREAM, consumer)
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{info.name}"
+        self._inbox = nc.new_inbox()
+        self._subscription = await nc.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard = time.monotonic()
+        if message.subject != self._inbox and message.reply.startswith("$JS.ACK"):
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time ns>.<pending>
+            tokens = message.reply.split(".")
+            self._asked -= 1
+            self._count += 1
+            if self._fine and int(tokens[6]) == self._count:
+                self.after = int(tokens[5])
+                self.pending = int(tokens[8])
+                self._queue.append(Delivery(self.after, int(tokens[7]), message.subject, message.data))
+            else:
+                self._fine = False
+        else:
+            headers = message.headers or {}
+            status = headers.get("Status")
+            if status == "408":  # one pull expired: ask again for what it did not bring
+                self._asked -= int(headers.get("Nats-Pending-Messages", self._credit))
+            elif status != "100":
+                self._asked, self._fine = 0, False
+        self._wake.set()
+
+
+class _NotThereError(BusError):
+    """No such message or stream."""
+
+
+def _bus_error(error: Mapping[str, Any]) -> BusError:
+    code = int(error.get("err_code", 0))
+    detail = f"{error.get('description')} ({code})"
+    if code in CONFLICTS:
+        return ConflictError(detail, code)
+    if code == 10199:
+        return TooManyFactsError(detail, code)
+    if code in (10037, 10043, 10057, 10059):
+        return _NotThereError(detail, code)
+    if code in (10008, 10009, 10077):
+        return UnavailableError(detail, code)
+    return BusError(detail, code)
+
+
+def _unbase64(value: str | None) -> bytes:
+    return base64.b64decode(value) if value else b""
+
+
+def _header(block: bytes, name: bytes) -> str | None:
+    for line in block.split(b"\r\n"):
+        if line.startswith(name + b": "):
+            return line[len(name) + 2 :].decode()
+    return None

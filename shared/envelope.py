@@ -1,0 +1,131 @@
+"""
+A fact under way: its CloudEvents 1.0 envelope in canonical JSON, and its subject.
+
+Canonical is RFC 8785: sorted keys, no white space. orjson with sorted keys writes exactly that on our profile (no floats,
+integers below 2^53, keys in the basic plane), which `tests/shared/test_envelope.py` holds against an oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from shared.errors import MalformedError
+from shared.facts import BY_SUBJECT, Fact, plain
+
+CONTENT_TYPE = "application/cloudevents+json"
+DATA_BYTES_MAX = 24 * 1024
+OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """
+    One fact with its who, when and why.
+
+    Attributes:
+        id: unique for ever; the same for a decision taken again.
+        district, area: the office that serves and the place, as in the subject.
+        time: UTC; the turn's `now`.
+        case: the request that it is all about (`correlationid`).
+        cause: the fact or command that led to it (`causationid`).
+        actor: `<role>:<id>` where a person's command led to it; absent otherwise.
+        districts: who may see it, comma-separated.
+    """
+
+    id: str
+    district: str
+    area: str
+    time: datetime
+    fact: Fact
+    districts: str
+    case: str | None = None
+    cause: str | None = None
+    actor: str | None = None
+    traceparent: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """Where it is published."""
+        return self.fact.subject(self.district, self.area)
+
+    def encode(self) -> bytes:
+        """Canonical bytes. Raises ValueError where the data is larger than 24 KiB."""
+        fact = self.fact
+        event: dict[str, Any] = {
+            "data": plain(fact),
+            "districts": self.districts,
+            "id": self.id,
+            "source": f"/paidan/{self.district}/{fact.service}",
+            "specversion": "1.0",
+            "subject": str(getattr(fact, fact.key)),
+            "time": self.time,
+            "type": fact.type(),
+        }
+        if self.case is not None:
+            event["correlationid"] = self.case
+        if self.cause is not None:
+            event["causationid"] = self.cause
+        if self.actor is not None:
+            event["actor"] = self.actor
+        if self.traceparent is not None:
+            event["traceparent"] = self.traceparent
+        data = orjson.dumps(event, default=plain, option=OPTIONS)
+        if len(data) > DATA_BYTES_MAX + 1024:
+            raise ValueError(f"{fact.name} is {len(data)} bytes, more than a fact may have")
+        return data
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 bytes of plain data, facts and parts."""
+    return orjson.dumps(value, default=plain, option=OPTIONS)
+
+
+def decode(subject: str, data: bytes) -> Envelope:
+    """
+    The fact in a message.
+
+    Raises:
+        MalformedError: no JSON, no such type, not its schema, or published where it does not belong.
+    """
+    tokens = subject.split(".", 6)
+    if len(tokens) < 6 or tokens[0] != "evt":
+        raise MalformedError("subject", subject[:200])
+    model = BY_SUBJECT.get(f"{tokens[2]}.{tokens[4]}.{tokens[5]}")
+    if model is None:
+        raise MalformedError("type", f"no fact is published under {subject[:200]}")
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError as why:
+        raise MalformedError("json", str(why)) from None
+    try:
+        if event["type"] != model.type():
+            raise MalformedError("type", str(event["type"])[:200])
+        envelope = Envelope(
+            id=event["id"],
+            district=tokens[1],
+            area=tokens[3],
+            time=datetime.fromisoformat(event["time"]),
+            fact=model.model_validate(event["data"]),
+            districts=event["districts"],
+            case=event.get("correlationid"),
+            cause=event.get("causationid"),
+            actor=event.get("actor"),
+            traceparent=event.get("traceparent"),
+        )
+    except (KeyError, TypeError, AttributeError) as why:
+        raise MalformedError("schema", f"envelope: {why!r}"[:300]) from None
+    except ValidationError as why:
+        first = why.errors(include_url=False, include_input=False)[0]
+        raise MalformedError("schema", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as why:
+        raise MalformedError("schema", f"envelope: {why}"[:300]) from None
+    if envelope.time.tzinfo is None or not isinstance(envelope.id, str) or not isinstance(envelope.districts, str):
+        raise MalformedError("schema", "envelope: id, time or districts")
+    if event["source"] != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject:
+        raise MalformedError("subject", f"{event['source']} under {subject[:200]}"[:300])
+    return envelope

@@ -1,0 +1,87 @@
+"""
+Every way to say no: RFC 9457 problems with stable codes, Chinese first, English second.
+
+A text names what is wrong and what to do about it; `{…}` is filled from the error's facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import RefusedError
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A problem's status, its titles and its remedies."""
+
+    status: int
+    zh: str
+    en: str
+    remedy_zh: str
+    remedy_en: str
+
+
+PROBLEMS: dict[str, Text] = {
+    # who is calling
+    "unauthenticated": Text(401, "请先登录:{why}", "Not signed in: {why}", "请携带有效的令牌重试", "Send a valid bearer token"),
+    "forbidden": Text(403, "无权操作,需要角色:{need}", "Not permitted: needs the role {need}", "请由有相应角色的人员办理", "Ask somebody who has the role"),
+    "foreign_district": Text(403, "{district} 不属于您的辖区({yours})", "District {district} is not yours ({yours})", "请使用本辖区的令牌", "Use a token of that district"),
+    # the request as such
+    "invalid": Text(422, "内容有误:{why}", "Invalid: {why}", "请更正该字段后重试", "Correct the field and send it again"),
+    "invalid_json": Text(400, "请求不是有效的 JSON", "The body is not valid JSON", "请检查 JSON 格式", "Check the JSON"),
+    "too_large": Text(413, "内容过大,上限 {limit} 字节", "Too large: {limit} bytes at most", "请精简内容", "Send less"),
+    "not_found": Text(404, "未找到:{what}", "Not found: {what}", "请核对编号", "Check the id"),
+    "method_not_allowed": Text(405, "不支持此方法", "Method not allowed", "请查阅接口文档", "See the API documentation"),
+    "key_missing": Text(400, "缺少 Idempotency-Key", "Idempotency-Key is missing", "请为每次提交生成唯一的键,重试时沿用", "Make one key per submission and repeat it on retries"),
+    "key_reused": Text(422, "同一 Idempotency-Key 曾用于不同内容", "This Idempotency-Key was used with another body", "请为新内容换用新键", "Use a new key for a new body"),
+    "too_many": Text(429, "提交过于频繁,请 {retry_after} 秒后再试", "Too many requests: try again in {retry_after} s", "请稍后重试", "Wait and retry"),
+    "unavailable": Text(503, "系统暂时不可用", "Temporarily unavailable", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
+    "internal": Text(500, "系统内部错误", "Internal error", "请稍后重试;如仍出现,请告知管理员编号 {id}", "Retry; if it stays, tell the administrator {id}"),
+    # intake
+    "no_location": Text(422, "缺少地点", "No location", "请填写坐标、地址或网格代码之一", "Give coordinates, an address or an area code"),
+    "unknown_area": Text(422, "无法确定所在网格:{what}", "No area is known for {what}", "请核对地点,或改用网格代码", "Check the place, or give an area code"),
+    "outside": Text(422, "该坐标不在任何服务范围内", "These coordinates lie outside every area served", "请核对坐标与坐标系(WGS84、GCJ02、BD09)", "Check the coordinates and their crs (WGS84, GCJ02, BD09)"),
+    "unknown_item": Text(422, "服务清单中没有 {item}", "The catalogue has no item {item}", "请从 /v1/catalogue 选择,或留空由系统识别", "Choose one from /v1/catalogue, or leave it out"),
+    "not_ready": Text(503, "台账尚未载入", "The register has not been loaded yet", "请先导入台账:paidan register apply", "Apply a register first: paidan register apply"),
+    "already_over": Text(409, "该诉求已{state}", "This request is already {state}", "如需继续,请重新提交", "Submit a new request if needed"),
+    # the desk
+    "unknown_command": Text(404, "没有指令 {verb}", "There is no command {verb}", "请查阅接口文档", "See the API documentation"),
+    "unknown_task": Text(404, "没有任务 {task}", "There is no task {task}", "请核对任务编号", "Check the task's id"),
+    "unknown_member": Text(404, "没有人员 {member}", "There is no member {member}", "请先登记:paidan members import", "Enrol first: paidan members import"),
+    "already_taken": Text(409, "任务已由他人接单", "The task is already held by somebody else", "请看其他任务", "Look at other tasks"),
+    "not_offered": Text(409, "该任务未派给 {member}", "The task was not offered to {member}", "请等待派单", "Wait for an offer"),
+    "not_holder": Text(409, "{member} 未持有该任务", "{member} does not hold this task", "请核对任务与人员", "Check task and member"),
+    "wrong_state": Text(409, "任务状态为{state},不能{verb}", "A task that is {state} cannot be {verb}", "请刷新后重试", "Refresh and look again"),
+    "over_capacity": Text(409, "{member} 已达承载上限", "{member} is at capacity", "请先办结手中任务", "Finish what is open first"),
+    "not_yourself": Text(403, "只能以本人身份操作", "Members act for themselves only", "请使用本人令牌", "Use your own token"),
+    "no_leader": Text(503, "{district} 派单台暂时无人值守", "No desk leads {district} right now", "请用同一指令编号重试", "Retry with the same command id"),
+    "unknown_district": Text(404, "没有辖区 {district}", "There is no district {district}", "请核对代码或先导入台账", "Check the code, or apply a register"),
+    # the ledger
+    "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
+    "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),
+}  # fmt: skip
+
+
+def problem(why: RefusedError) -> dict[str, Any]:
+    """The problem document: `type title status detail code` and, in English, `title_en detail_en`; `field` where one is to blame."""
+    text = PROBLEMS[why.code]
+    facts = {"why": "", "retry_after": 2, "phone": "110 / 119 / 120", **why.facts}
+    document: dict[str, Any] = {
+        "type": f"urn:paidan:problem:{why.code}",
+        "title": text.zh.format_map(_Blank(facts)),
+        "status": text.status,
+        "detail": text.remedy_zh.format_map(_Blank(facts)),
+        "code": why.code,
+        "title_en": text.en.format_map(_Blank(facts)),
+        "detail_en": text.remedy_en.format_map(_Blank(facts)),
+    }
+    if why.field:
+        document["field"] = why.field
+    return document | {key: value for key, value in why.facts.items() if key not in document}
+
+
+class _Blank(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "—"

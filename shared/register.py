@@ -1,0 +1,125 @@
+"""
+The register (台账) as every service sees it: a fold of `register.*` facts.
+
+Areas have dated owners, so "who serves this place" always asks for a day. Building facts from a document and applying them is
+the ledger's business (`services/ledger/registering.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from functools import cached_property
+from zoneinfo import ZoneInfo
+
+from immutables import Map
+
+from shared.clocks import ALWAYS, Calendar
+from shared.facts import (
+    AgreementSet,
+    AreaSet,
+    CalendarSet,
+    DistrictSet,
+    Fact,
+    ItemSet,
+    Limit,
+    PolicySet,
+    RegisterApplied,
+    UrgencySet,
+)
+
+SUBJECTS = "evt.*.ledger.*.register.*"
+"""Where all changes of the register are published."""
+
+DEFAULT_POLICY = PolicySet(
+    district="000000",
+    version=0,
+    calendar="always",
+    offer=Limit(amount=15, unit="minutes"),
+    close_after=Limit(amount=3, unit="working_days"),
+    weights={"workload": 1},
+)
+
+
+@dataclass(frozen=True)
+class Register:
+    """Everything the register says, at every date. `applied` counts the documents that led here; 0 is an empty register."""
+
+    districts: Map[str, DistrictSet] = field(default_factory=Map)
+    areas: Map[str, tuple[AreaSet, ...]] = field(default_factory=Map)
+    """By code; the versions of an area, oldest `valid_from` first."""
+    agreements: Map[str, AgreementSet] = field(default_factory=Map)
+    items: Map[str, ItemSet] = field(default_factory=Map)
+    urgency: Map[int, UrgencySet] = field(default_factory=Map)
+    calendars: Map[str, CalendarSet] = field(default_factory=Map)
+    policies: Map[str, PolicySet] = field(default_factory=Map)
+    applied: int = 0
+    digest: str = ""
+
+    def area(self, code: str, day: date) -> AreaSet | None:
+        """The area as it stands on a day, or None where it is unknown or not yet valid."""
+        versions = [version for version in self.areas.get(code, ()) if version.valid_from <= day]
+        return versions[-1] if versions else None
+
+    def agreement(self, area: str, day: date) -> AgreementSet | None:
+        """The agreement in force for an enclave on a day, or None."""
+        for agreement in self.agreements.values():
+            ends = agreement.valid_to
+            if agreement.area == area and agreement.valid_from <= day and (ends is None or day <= ends):
+                return agreement
+        return None
+
+    def parties(self, area: str, day: date) -> tuple[str, ...]:
+        """The districts that may see what happens in an area: who serves it first, then the parties of its agreement."""
+        version = self.area(area, day)
+        if version is None:
+            return ()
+        agreement = self.agreement(area, day)
+        others = agreement.parties if agreement else ()
+        return (version.served_by, *sorted(set(others) - {version.served_by}))
+
+    def policy(self, district: str) -> PolicySet:
+        """The policy of a district; a careful default where none is set."""
+        return self.policies.get(district, DEFAULT_POLICY)
+
+    def calendar(self, district: str) -> Calendar:
+        """The calendar a district's policy names."""
+        return self._calendars.get(self.policy(district).calendar, ALWAYS)
+
+    def zone(self, district: str) -> ZoneInfo:
+        """The local time of a district."""
+        known = self.districts.get(district)
+        return ZoneInfo(known.zone if known else "Asia/Shanghai")
+
+    def today(self, district: str, now: datetime) -> date:
+        """The local day of a district."""
+        return now.astimezone(self.zone(district)).date()
+
+    @cached_property
+    def _calendars(self) -> dict[str, Calendar]:
+        return {code: Calendar.of(fact) for code, fact in self.calendars.items()}
+
+
+def evolve(register: Register, fact: Fact) -> Register:
+    """The register after one more fact; facts of other kinds leave it as it was."""
+    match fact:
+        case DistrictSet():
+            return replace(register, districts=register.districts.set(fact.district, fact))
+        case AreaSet():
+            others = [v for v in register.areas.get(fact.area, ()) if v.valid_from != fact.valid_from]
+            versions = tuple(sorted([*others, fact], key=lambda version: version.valid_from))
+            return replace(register, areas=register.areas.set(fact.area, versions))
+        case AgreementSet():
+            return replace(register, agreements=register.agreements.set(fact.agreement, fact))
+        case ItemSet():
+            return replace(register, items=register.items.set(fact.item, fact))
+        case UrgencySet():
+            return replace(register, urgency=register.urgency.set(fact.urgency, fact))
+        case CalendarSet():
+            return replace(register, calendars=register.calendars.set(fact.calendar, fact))
+        case PolicySet():
+            return replace(register, policies=register.policies.set(fact.district, fact))
+        case RegisterApplied():
+            return replace(register, applied=register.applied + 1, digest=fact.digest)
+        case _:
+            return register

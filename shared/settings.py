@@ -1,0 +1,42 @@
+"""What every service reads from its environment, once, at its door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServiceSettings(BaseSettings):
+    """
+    The environment common to the four services; each adds its own fields in its `settings.py`.
+
+    Variables are prefixed `PAIDAN_`, but for `NATS_URL` and `MONGODB_URI`. Secrets come from files.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PAIDAN_", frozen=True, extra="ignore")
+
+    nats_url: str = Field("nats://127.0.0.1:4222", validation_alias="NATS_URL")
+    nats_seed_file: Path | None = None
+    """This service's NKey seed; None for a bus that asks for none."""
+    instance: str = "1"
+    """Tells instances of one service apart: in leases, logs and metrics."""
+    http_host: str = "127.0.0.1"
+    http_port: int = 8080
+    jwks_file: Path | None = None
+    """Public keys of those who issue tokens; without it every route that needs a token answers 401."""
+    secrets_dir: Path | None = None
+    log_format: Literal["json", "console"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def seed(self) -> str | None:
+        """The NKey seed, or None. Raises OSError where the file cannot be read."""
+        return self.nats_seed_file.read_text().strip() if self.nats_seed_file else None
+
+    def secret(self, name: str) -> SecretStr:
+        """The secret in `<secrets_dir>/<name>`. Raises OSError where it is missing."""
+        if self.secrets_dir is None:
+            raise FileNotFoundError(f"PAIDAN_SECRETS_DIR is not set, and it should hold {name}")
+        return SecretStr((self.secrets_dir / name).read_text().strip())

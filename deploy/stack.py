@@ -1,5 +1,5 @@
 """
-The whole of Paidan on one machine: the two servers, the streams, the four services, and somebody who starts again what dies.
+The whole of Paidan on one machine: two servers, the streams, four services, and somebody who starts again what dies.
 
     async with Stack(Path(".paidan")) as stack:
         stack.urls["intake"]            # http://127.0.0.1:…
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +22,12 @@ from typing import Any, Self
 
 import httpx2
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from deploy import leash
 from deploy.errors import Said, SetupError
 from deploy.identities import SERVICES, TOKEN_TTL, Identities, issue_token
+from deploy.running import refused
 from deploy.servers import HOST, MongoServer, NatsServer, free_port, last_line, require_free_port, require_room
 from shared import streams
 from shared.bus import Bus
@@ -37,7 +39,10 @@ RESTART_LAST_S = 5.0
 DEATHS_BEFORE_READY_MAX = 3
 LOG_BYTES_MAX = 64 * 1024 * 1024
 
-log = structlog.get_logger("deploy.stack")
+
+def service_command(service: str) -> Sequence[str]:
+    """How a service is started."""
+    return (sys.executable, "-m", f"services.{service}")
 
 
 def restart_delay(deaths: int) -> float:
@@ -90,6 +95,8 @@ class Stack:
         http_port: the first of consecutive ports for the services, in the order of `SERVICES`; None for free ones.
         nats_port, mongo_port: None for free ones.
         services: which to run.
+        on_event: told, in a line for people, when something died or came back; `<data>/logs/stack.log` has it anyway.
+        command: how a service is started; for tests of the supervision itself.
     """
 
     data: Path
@@ -101,6 +108,8 @@ class Stack:
     nats_port: int | None = None
     mongo_port: int | None = None
     services: Sequence[str] = SERVICES
+    on_event: Callable[[str], None] = lambda _: None
+    command: Callable[[str], Sequence[str]] = service_command
 
     identities: Identities = field(init=False)
     nats: NatsServer | None = field(init=False, default=None)
@@ -109,6 +118,7 @@ class Stack:
     stream_changes: list[str] = field(init=False, default_factory=list)
     _watches: "list[asyncio.Task[None]]" = field(init=False, default_factory=list)
     _stopping: bool = field(init=False, default=False)
+    _log: FilteringBoundLogger = field(init=False)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -137,7 +147,7 @@ class Stack:
         self.data = self.data.resolve()
         require_room(self.data)
         self._refuse_second_stack()
-        (self.data / "logs").mkdir(exist_ok=True)
+        self._open_log()
         self.identities = Identities.open(self.data / "secrets")
         self.children = [*self._plan()]
         await asyncio.gather(self._start_nats(), self._start_mongo())
@@ -164,7 +174,7 @@ class Stack:
             _, late = await asyncio.wait(keepers, timeout=DRAIN_WITHIN_S)
             for child in self.children:
                 if child.keeper in late:
-                    log.warning("drain_too_slow", service=child.name, limit_s=DRAIN_WITHIN_S)
+                    self._log.warning("drain_too_slow", service=child.name, limit_s=DRAIN_WITHIN_S)
                     self._signal(child, signal.SIGKILL)
             await asyncio.gather(*keepers, return_exceptions=True)
         servers = [server for server in (self.nats, self.mongo) if server]
@@ -244,7 +254,7 @@ class Stack:
         self._signal_any(name, instance, signal.SIGCONT)
 
     async def wait_until_ready(self, within_s: float = READY_WITHIN_S) -> None:
-        """Until every service answers 200 to `/readyz`, after a kill for example; else SetupError says which does not."""
+        """Until every service answers 200 to `/readyz`, after a kill say. Raises SetupError naming one that is not."""
         await self._wait_until_ready(within_s)
 
     async def apply_register(self, document: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
@@ -284,14 +294,16 @@ class Stack:
                 continue
             deaths = 1 if time.monotonic() - lived_since > 60 else deaths + 1
             delay = restart_delay(deaths)
-            log.warning("server_died", server=server.name, again_in_s=delay)
+            self._log.warning("server_died", server=server.name, again_in_s=delay)
+            self.on_event(f"{server.name} 意外退出，{delay:.1f} 秒后重启 / ended, starts again in {delay:.1f} s")
             await asyncio.sleep(delay)
             try:
                 await asyncio.shield(asyncio.to_thread(server.start))
             except SetupError as error:
-                log.error("server_did_not_start", server=server.name, why=str(error))
+                self._log.error("server_did_not_start", server=server.name, why=str(error))
+                self.on_event(str(error))
             else:
-                log.info("server_restarted", server=server.name, pid=server.pid)
+                self._log.info("server_restarted", server=server.name, pid=server.pid)
             lived_since = time.monotonic()
 
     async def _apply_streams(self) -> None:
@@ -339,7 +351,7 @@ class Stack:
             child.log.replace(child.log.with_suffix(".log.1"))
         with child.log.open("ab") as out:
             child.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", f"services.{child.service}"),
+                *self.command(child.service),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=asyncio.subprocess.STDOUT,
@@ -358,7 +370,11 @@ class Stack:
                 return
             child.deaths = 1 if time.monotonic() - started > 60 else child.deaths + 1
             delay = restart_delay(child.deaths)
-            log.warning("service_died", service=child.name, code=code, again_in_s=delay, said=last_line(child.log))
+            said = last_line(child.log)
+            self._log.warning("service_died", service=child.name, code=code, again_in_s=delay, said=said)
+            self.on_event(
+                f"{child.name} 意外退出（{code}），{delay:.1f} 秒后重启 / ended, starts again in {delay:.1f} s"
+            )
             await asyncio.sleep(delay)
             if self._stopping:
                 return
@@ -417,6 +433,19 @@ class Stack:
     def _signal(child: Child, number: signal.Signals) -> None:
         if child.process and child.process.returncode is None:
             child.process.send_signal(number)
+
+    def _open_log(self) -> None:
+        (self.data / "logs").mkdir(exist_ok=True)
+        file = (self.data / "logs" / "stack.log").open("a", encoding="utf-8")
+        self._log = structlog.wrap_logger(
+            structlog.WriteLogger(file),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+        )
 
     def _write_addresses(self) -> None:
         document = {
@@ -482,11 +511,6 @@ async def post_register(
             Said("请确认 paidan up 正在运行", "see that `paidan up` is running"),
         ) from error
     if response.is_error:
-        raise SetupError(
-            Said(
-                f"台账拒绝了登记册：{response.text[:1000]}", f"the ledger refused the register ({response.status_code})"
-            ),
-            Said("请按上面的说明修改文件", "mend the file as it says"),
-        )
+        raise refused("ledger", response)
     answer: dict[str, Any] = response.json()
     return answer

@@ -1,0 +1,370 @@
+"""The `paidan` command: runs the stack, and does what an operator does. Chinese first, English second."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from datetime import timedelta
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from deploy.errors import Said, SetupError
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+DEMO_REGISTER = Path(__file__).parent / "demo" / "register.json"
+HTTP_PORT = 8420
+
+app = typer.Typer(
+    help="派单 Paidan：居民诉求 → 网格任务 → 台账 / residents' requests become tasks, and a ledger.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+bus_app = typer.Typer(help="总线 / the bus", no_args_is_help=True)
+register_app = typer.Typer(
+    help="台账登记：网格、清单、日历 / the register: areas, catalogue, calendars", no_args_is_help=True
+)
+members_app = typer.Typer(help="网格员与志愿者 / grid members and volunteers", no_args_is_help=True)
+ledger_app = typer.Typer(help="事实账本 / the ledger", no_args_is_help=True)
+app.add_typer(bus_app, name="bus")
+app.add_typer(register_app, name="register")
+app.add_typer(members_app, name="members")
+app.add_typer(ledger_app, name="ledger")
+
+Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
+Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="只检查，不改动 / check only, change nothing")]
+T = TypeVar("T")
+DEFAULT_DATA = Path(".paidan")
+
+
+def main() -> None:
+    """Run the command; what stands in the way from outside is one line and exit code 2."""
+    try:
+        app()
+    except SetupError as error:
+        print(f"paidan: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def up(
+    data: Data = DEFAULT_DATA,
+    demo: Annotated[bool, typer.Option(help="载入演示社区 / load the demo's place")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="只报错误 / say nothing but errors")] = False,
+    port: Annotated[
+        int,
+        typer.Option(help="四个服务的首个端口，0 为任意空闲端口 / first of four HTTP ports, 0 for free ones", min=0),
+    ] = HTTP_PORT,
+) -> None:
+    """前台启动整套系统，Ctrl-C 平稳停止 / run everything in the foreground; Ctrl-C drains."""
+    _run(_up(data, demo=demo, quiet=quiet, port=port))
+
+
+@app.command(name="demo")
+def demo_command(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="数据目录，默认用后即删 / kept here; else removed")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """演示：启动、跑完一天的诉求、汇总、停止 / start, play a day of requests, sum up, stop."""
+    from deploy import demo
+
+    raise typer.Exit(_run(demo.run(json_output=json_output, data=data)))
+
+
+@app.command()
+def token(
+    role: Annotated[list[str], typer.Option(help="clerk member dispatcher supervisor auditor admin")],
+    district: Annotated[str, typer.Option(help="行政区代码，* 为全部 / a district's code, * for all")] = "*",
+    sub: Annotated[str, typer.Option(help="持有人代号 / whose it is, a pseudonym such as m-17")] = "operator",
+    ttl: Annotated[str, typer.Option(help="有效期：90s 30m 12h 7d / how long it holds")] = "12h",
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """签发访问令牌 / issue a bearer token."""
+    from deploy.identities import Identities, issue_token
+    from shared.auth import ROLES
+
+    unknown = [name for name in role if name not in ROLES]
+    if unknown:
+        raise SetupError(
+            Said(f"没有角色 {'、'.join(unknown)}", f"there is no role {', '.join(unknown)}"),
+            Said(f"可选：{' '.join(ROLES)}", f"choose from {' '.join(ROLES)}"),
+        )
+    if not (data / "secrets").is_dir():
+        raise SetupError(
+            Said(f"目录 {data} 中没有密钥", f"there are no keys in {data}"),
+            Said("请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"),
+        )
+    print(issue_token(Identities.open(data / "secrets"), sub, district, role, duration(ttl)))
+
+
+@bus_app.command(name="apply")
+def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: Json = False) -> None:
+    """使总线的流与声明一致，可重复执行 / bring the streams to what is declared; twice changes nothing."""
+    changes = _run(_bus_apply(data, dry_run=dry_run))
+    if json_output:
+        _print_json({"changes": changes, "dry_run": dry_run})
+    else:
+        print("\n".join(changes) if changes else "无变化 / nothing to change")
+
+
+@register_app.command(name="apply")
+def register_apply(
+    file: Annotated[Path, typer.Argument(help="登记册 JSON / a register document", exists=True, dir_okay=False)],
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """把登记册交给台账，变化即成事实 / hand a register to the ledger; each change becomes a fact."""
+    from deploy.running import Running
+
+    stack = Running.find(data)
+    _read_json(file)
+    answer = stack.post("ledger", "/v1/register", file.read_bytes(), roles=["admin"], params=_dry(dry_run))
+    if json_output:
+        _print_json(answer)
+    else:
+        print(f"{file.name}：{_counts(answer)}")
+
+
+@members_app.command(name="import")
+def members_import(
+    file: Annotated[Path, typer.Argument(help="CSV 或 JSON / a CSV or JSON file", exists=True, dir_okay=False)],
+    district: Annotated[str, typer.Option(help="行政区代码 / the district's code")],
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """批量登记人员，逐行报告；有错行则退出码 1 / enrol in bulk, a report per row; exit code 1 if one is wrong."""
+    from deploy.running import Running
+
+    if file.suffix.lower() not in (".csv", ".json"):
+        raise SetupError(
+            Said(f"不支持 {file.suffix or file.name}", f"{file.suffix or file.name} is not supported"),
+            Said("请使用 .csv 或 .json 文件", "use a .csv or .json file"),
+        )
+    media_type = "text/csv" if file.suffix.lower() == ".csv" else "application/json"
+    answer = Running.find(data).post(
+        "dispatch",
+        "/v1/members/import",
+        file.read_bytes(),
+        roles=["admin"],
+        params={"district": district, **_dry(dry_run)},
+        media_type=media_type,
+        key=None if dry_run else _content_key(file, district),
+    )
+    rows = [row for row in answer.get("rows", []) if isinstance(row, dict)]
+    wrong = [row for row in rows if row.get("error") or row.get("problems") or row.get("ok") is False]
+    if json_output:
+        _print_json(answer)
+    else:
+        for row in rows:
+            print("  ".join(f"{key}={value}" for key, value in row.items() if value not in (None, "", [])))
+        print(_counts(answer))
+    raise typer.Exit(1 if wrong else 0)
+
+
+@ledger_app.command(name="rebuild")
+def ledger_rebuild(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
+    """从叶子重算全部投影 / fold every projection again from the leaves."""
+    from deploy.running import Running
+
+    answer = Running.find(data).post("ledger", "/v1/rebuild", b"{}", roles=["admin"])
+    if json_output:
+        _print_json(answer)
+    else:
+        print(_counts(answer))
+
+
+@app.command()
+def schema(
+    check: Annotated[bool, typer.Option("--check", help="只比较；不同则退出码 1 / compare; exit code 1")] = False,
+    folder: Annotated[Path, typer.Option(help="写入的目录 / where to")] = Path("docs"),
+) -> None:
+    """由事实目录生成 JSON Schema 与 AsyncAPI / write the schemas from the catalogue of facts."""
+    from shared import schema as schemas
+
+    changes = schemas.write(folder, check)
+    if changes:
+        print("\n".join(str(change) for change in changes))
+    raise typer.Exit(1 if check and changes else 0)
+
+
+@app.command()
+def version() -> None:
+    """版本 / the version."""
+    print(installed_version("paidan"))
+
+
+def duration(text: str) -> timedelta:
+    """`90s`, `30m`, `12h`, `7d`. Raises SetupError for anything else."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if not number.isdecimal() or unit not in units:
+        raise SetupError(
+            Said(f"看不懂时长 {text}", f"{text} is no duration"),
+            Said("例如 90s 30m 12h 7d", "write 90s, 30m, 12h or 7d"),
+        )
+    return timedelta(**{units[unit]: int(number)})
+
+
+async def _up(data: Path, *, demo: bool, quiet: bool, port: int) -> None:
+    from deploy.stack import Stack
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
+    stack = Stack(data, http_port=port or None, on_event=say)
+    for given, name in ((stack.nats_url, "NATS_URL"), (stack.mongodb_uri, "MONGODB_URI")):
+        if given:
+            say(f"使用 {name} 指定的服务器 / using the server of {name}")
+    stopped = _stop_on_signals()
+    say("正在启动 / starting …")
+    starting = asyncio.create_task(_start(stack, demo=demo))
+    either: list[asyncio.Future[Any]] = [starting, stopped]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        for line in _welcome(stack, starting.result()):
+            say(line)
+        await stopped
+    finally:
+        say("正在停止 / stopping …")
+        await stack.stop()
+        say("已停止 / stopped")
+
+
+async def _start(stack: "Stack", *, demo: bool) -> list[str]:
+    """Start it all; the districts that the register names."""
+    await stack.start()
+    if not demo:
+        return []
+    document = _read_json(DEMO_REGISTER)
+    await stack.apply_register(document)
+    return [str(entry["district"]) for entry in document.get("districts", [])]
+
+
+def _stop_on_signals() -> "asyncio.Future[None]":
+    """Done at the first SIGINT or SIGTERM; a second one ends the process at once, and the leash ends the rest."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def on_signal() -> None:
+        if stopped.done():
+            os._exit(130)
+        stopped.set_result(None)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stopped
+
+
+def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
+    district = next(iter(districts), "*")
+    urls = stack.urls
+    dispatcher = stack.token("dispatcher", district=district)
+    auditor = stack.token("auditor")
+    admin = stack.token("admin")
+    return [
+        "",
+        "派单已就绪 / Paidan is ready",
+        *(f"  {service:<9}{url}    {url}/docs" for service, url in urls.items()),
+        f"  {'nats':<9}{stack.bus_url}",
+        f"  日志 / logs  {stack.data / 'logs'}",
+        "",
+        "登录令牌，12 小时有效 / bearer tokens, good for 12 hours",
+        f"  export DISPATCHER={dispatcher}",
+        f"  export AUDITOR={auditor}",
+        f"  export ADMIN={admin}",
+        "  更多 / more: paidan token --role member --district 420106 --sub m-17",
+        "",
+        "试一试 / try",
+        f"  curl -sS {urls['intake']}/v1/requests -H 'Idempotency-Key: '$RANDOM$RANDOM \\",
+        "    -H 'Content-Type: application/json' \\",
+        """    -d '{"text": "楼道路灯不亮了，老人晚上看不清台阶", "location": {"address": "欧景苑 3 栋"}}'""",
+        f"""  curl -sS {urls["ledger"]}/v1/cases -H "Authorization: Bearer $AUDITOR" """.rstrip(),
+        f"""  curl -sSN {urls["dispatch"]}/v1/stream -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
+        "",
+        "Ctrl-C 平稳停止 / Ctrl-C drains and stops",
+    ]
+
+
+async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
+    from deploy.running import Running, given_seed
+    from shared import streams
+    from shared.bus import Bus
+
+    url = os.environ.get("NATS_URL")
+    bus = await (Bus.connect(url, name="admin", seed=given_seed("admin")) if url else Running.find(data).connect())
+    try:
+        return await streams.apply(bus, dry_run=dry_run)
+    finally:
+        await bus.drain()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    from shared.errors import UnavailableError
+
+    try:
+        return asyncio.run(work)
+    except UnavailableError as error:
+        raise SetupError(
+            Said(f"无法连接总线：{error}", f"the bus cannot be reached ({error})"),
+            Said("请检查 NATS_URL 与密钥，或先运行 paidan up", "check NATS_URL and its seed or run `paidan up` first"),
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            Said(f"{file} 不是有效的 JSON：{error}", f"{file} is not valid JSON"), Said("请修正文件", "mend the file")
+        ) from error
+    if not isinstance(document, dict):
+        raise SetupError(
+            Said(f"{file} 不是一个 JSON 对象", f"{file} is not a JSON object"), Said("请修正文件", "mend the file")
+        )
+    return document
+
+
+def _dry(dry_run: bool) -> dict[str, str]:
+    return {"dry_run": "true"} if dry_run else {}
+
+
+def _content_key(file: Path, district: str) -> str:
+    """The same file for the same district is the same import, however often it is sent."""
+    from hashlib import sha256
+
+    return sha256(district.encode() + b"\0" + file.read_bytes()).hexdigest()[:32]
+
+
+def _counts(answer: dict[str, Any]) -> str:
+    """The plain values of an answer, for people."""
+    plain = {key: value for key, value in answer.items() if isinstance(value, (str, int, float, bool))}
+    lists = {key: len(value) for key, value in answer.items() if isinstance(value, list) and key != "rows"}
+    return "，".join(f"{key} {value}" for key, value in {**plain, **lists}.items()) or "完成 / done"
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main()

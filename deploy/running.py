@@ -1,0 +1,129 @@
+"""A running stack as other commands find it: by the file that `paidan up` leaves in its data folder."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from deploy.errors import Said, SetupError
+from deploy.identities import Identities, issue_token
+from shared.bus import Bus
+
+CALL_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """
+    Where a running stack listens, and the keys to it.
+
+    Attributes:
+        data: its folder.
+        urls: the HTTP side of each service.
+        nats_url: its bus.
+        pid: the `paidan up` that runs it.
+    """
+
+    data: Path
+    urls: Mapping[str, str]
+    nats_url: str
+    own_nats: bool
+    pid: int
+
+    @classmethod
+    def find(cls, data: Path) -> "Running":
+        """
+        The stack that runs in this folder.
+
+        Raises:
+            SetupError: none does.
+        """
+        try:
+            document = json.loads((data / "stack.json").read_text())
+            os.kill(document["pid"], 0)
+        except (OSError, ValueError, KeyError):
+            raise SetupError(
+                Said(f"目录 {data} 中没有正在运行的派单", f"no stack runs in {data}"),
+                Said(
+                    "请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"
+                ),
+            ) from None
+        return cls(data, document["urls"], document["nats_url"], document["own_nats"], document["pid"])
+
+    def token(self, *roles: str, district: str = "*", sub: str = "operator") -> str:
+        """A bearer token for a few minutes."""
+        return issue_token(Identities.open(self.data / "secrets"), sub, district, roles, timedelta(minutes=10))
+
+    def seed(self, name: str) -> str | None:
+        """The NKey seed of this name on its bus; None where your own bus was given without one."""
+        return Identities.open(self.data / "secrets").seed(name) if self.own_nats else given_seed(name)
+
+    async def connect(self, name: str = "admin") -> Bus:
+        """A connection to its bus; the caller drains it."""
+        return await Bus.connect(self.nats_url, name=name, seed=self.seed(name))
+
+    def post(
+        self,
+        service: str,
+        path: str,
+        content: bytes,
+        *,
+        roles: Sequence[str],
+        params: Mapping[str, str] | None = None,
+        media_type: str = "application/json",
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """
+        POST to one of the services as somebody with these roles in every district; what it answers.
+
+        Args:
+            key: the Idempotency-Key.
+        Raises:
+            SetupError: it refused, with its words, or did not answer.
+        """
+        headers = {"Authorization": f"Bearer {self.token(*roles)}", "Content-Type": media_type}
+        if key:
+            headers["Idempotency-Key"] = key
+        url = f"{self.urls[service]}{path}"
+        try:
+            response = httpx2.post(
+                url, content=content, params=params, headers=headers, timeout=CALL_WITHIN_S, trust_env=False
+            )
+        except httpx2.HTTPError as error:
+            raise SetupError(
+                Said(f"{service} 没有应答（{url}）", f"{service} did not answer at {url} ({type(error).__name__})"),
+                Said("请查看 logs 目录中的日志", "look at its log in the folder `logs`"),
+            ) from error
+        if response.is_error:
+            raise refused(service, response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def given_seed(name: str) -> str | None:
+    """The seed in the file that `PAIDAN_<NAME>_SEED_FILE` names, for a bus of your own; None where it is not set."""
+    file = os.environ.get(f"PAIDAN_{name.upper()}_SEED_FILE")
+    return Path(file).read_text().strip() if file else None
+
+
+def refused(service: str, response: httpx2.Response) -> SetupError:
+    """A service's refusal (RFC 9457, or anything else) in the words of the command line."""
+    try:
+        problem = response.json()
+        title, remedy = str(problem["title"]), str(problem.get("detail", ""))
+        title_en, remedy_en = str(problem.get("title_en", title)), str(problem.get("detail_en", remedy))
+    except (ValueError, KeyError, TypeError):
+        title = title_en = response.text.strip()[:300] or response.reason_phrase
+        remedy, remedy_en = "请查看其日志", "look at its log"
+    return SetupError(
+        Said(
+            f"{service} 拒绝（{response.status_code}）：{title}",
+            f"{service} refused ({response.status_code}): {title_en}",
+        ),
+        Said(remedy, remedy_en),
+    )

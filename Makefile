@@ -1,8 +1,9 @@
 # Paidan (派单). `make help` lists what there is. Works with GNU make 3.81 and later (Linux, macOS).
 
-# The interpreter the environment is made with; PYTHON=python3.13 chooses another.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+# The interpreter the environment is made with; PYTHON=python3.13 chooses another. A newer one than 3.13 is taken only where
+# there is nothing else: it may have to compile what others install.
+PYTHON ?= $(shell for below in 14 99; do for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$p" -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, $$below))" 2>/dev/null && { echo "$$p"; exit; }; done; done)
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -189,6 +189,7 @@ _FOLDS = (
     *_reads("OBJ_SNAPSHOTS"),
     *_consumers("OBJ_SNAPSHOTS"),
     "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
+    "$JS.API.STREAM.NAMES",  # the library looks up a snapshot's stream by its subject
     "$JS.FC.OBJ_SNAPSHOTS.>",
     "$JS.ACK.OBJ_SNAPSHOTS.>",
 )

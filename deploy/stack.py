@@ -402,7 +402,8 @@ class Stack:
                 said = last_line(child.log)
                 raise SetupError(
                     Said(
-                        f"服务 {child.name} 没有就绪（{why}）：{said}", f"service {child.name} is not ready, see above"
+                        f"服务 {child.name} 没有就绪（{why}）：{said}",
+                        f"service {child.name} is not ready ({why[:60]})",
                     ),
                     Said(f"详见 {child.log}", f"more in {child.log}"),
                 )

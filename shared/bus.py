@@ -373,6 +373,7 @@ class Reader:
 
     Attributes:
         after: the sequence of the last message taken in; what comes next is behind it.
+        opened: how many consumers it has had: when this moves, ask whether the stream is still the same one.
     """
 
     def __init__(self, bus: Bus, subjects: tuple[str, ...], after: int, credit: int, wake: asyncio.Event) -> None:
@@ -386,6 +387,7 @@ class Reader:
         self._fine = False
         self._heard = 0.0
         self.after = after
+        self.opened = 0
         self.pending = 0
         """How many more the server knew of when it sent the last one."""
 
@@ -431,6 +433,7 @@ class Reader:
 
     async def _open(self) -> None:
         await self.close()
+        self.opened += 1
         nc = self._bus._nc
         self._link, self._count, self._asked, self._heard, self._fine = self._bus.generation, 0, 0, time.monotonic(), True
         many = len(self._subjects) > 1

@@ -126,6 +126,7 @@ def decode(subject: str, data: bytes) -> Envelope:
         raise MalformedError("schema", f"envelope: {why}"[:300]) from None
     if envelope.time.tzinfo is None or not isinstance(envelope.id, str) or not isinstance(envelope.districts, str):
         raise MalformedError("schema", "envelope: id, time or districts")
-    if event["source"] != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject:
-        raise MalformedError("subject", f"{event['source']} under {subject[:200]}"[:300])
+    source = event.get("source")
+    if source != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject:
+        raise MalformedError("subject", f"{source} under {subject[:200]}"[:300])
     return envelope

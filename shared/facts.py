@@ -157,6 +157,11 @@ class RequestReopened(Fact):
 
     request_id: Id
     reason: Code
+    round: Annotated[int, Field(strict=True, ge=2, le=1000)]
+    """Which round begins: 2 for the first time it is reopened."""
+    item: ItemCode
+    urgency: Urgency
+    language: Language = "zh-CN"
     due: Due
 
 

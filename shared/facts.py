@@ -283,6 +283,8 @@ class TaskUnplaced(Fact):
 
     task_id: Id
     match_id: Id
+    item: ItemCode | None = None
+    urgency: Urgency | None = None
 
 
 class TaskArrived(Fact):

@@ -95,7 +95,9 @@ class Doorkeeper:
                 leeway=5,
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
-            caller = Caller(str(claims["sub"]), str(claims.get("district", "")), frozenset(map(str, claims.get("roles", ()))))
+            caller = Caller(
+                str(claims["sub"]), str(claims.get("district", "")), frozenset(map(str, claims.get("roles", ())))
+            )
         except (jwt.PyJWTError, TypeError, ValueError) as why:
             raise RefusedError("unauthenticated", why=str(why)) from None
         if len(self._known) > 10_000:

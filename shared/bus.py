@@ -176,7 +176,9 @@ class Bus:
             UnavailableError: nobody listens, not connected, or no answer in time; it may have been acted on all the same.
         """
         try:
-            answer = await self._nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+            answer = await self._nc.request(
+                subject, data, timeout=timeout_s, headers=dict(headers) if headers else None
+            )
         except nats.errors.NoRespondersError:
             raise UnavailableError(f"nobody answers {subject}", code=503) from None
         except (TimeoutError, OSError, nats.errors.Error) as why:
@@ -191,7 +193,9 @@ class Bus:
             raise _bus_error(answer["error"])
         return answer
 
-    async def serve(self, subject: str, take: Callable[[Request], Awaitable[None]], *, alone: bool = False) -> Subscription:
+    async def serve(
+        self, subject: str, take: Callable[[Request], Awaitable[None]], *, alone: bool = False
+    ) -> Subscription:
         """
         Take requests on a subject. Every instance takes every request; with `alone` the instances share them out.
 
@@ -311,7 +315,9 @@ class Bus:
         answer = await self._api(f"STREAM.INFO.{stream}")
         return StreamState(answer["created"], answer["state"]["first_seq"], answer["state"]["last_seq"])
 
-    def reader(self, subjects: Iterable[str], *, after: int, credit: int = 1000, wake: asyncio.Event | None = None) -> Reader:
+    def reader(
+        self, subjects: Iterable[str], *, after: int, credit: int = 1000, wake: asyncio.Event | None = None
+    ) -> Reader:
         """Everything stored under these subjects after a sequence, in order, without a hole and without an end."""
         return Reader(self, tuple(subjects), after, credit, wake or asyncio.Event())
 
@@ -435,7 +441,13 @@ class Reader:
         await self.close()
         self.opened += 1
         nc = self._bus._nc
-        self._link, self._count, self._asked, self._heard, self._fine = self._bus.generation, 0, 0, time.monotonic(), True
+        self._link, self._count, self._asked, self._heard, self._fine = (
+            self._bus.generation,
+            0,
+            0,
+            time.monotonic(),
+            True,
+        )
         many = len(self._subjects) > 1
         consumer = ConsumerConfig(
             filter_subject=None if many else self._subjects[0],

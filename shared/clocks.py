@@ -69,7 +69,10 @@ def dues(start: datetime, limits: Limits, calendar: Calendar) -> Due:
     sign, contact, handle, life = _dues(minute, limits, calendar)
     rest = start - minute
     return Due(
-        sign=instant(sign + rest), contact=instant(contact + rest), handle=instant(handle + rest), life=instant(life + rest)
+        sign=instant(sign + rest),
+        contact=instant(contact + rest),
+        handle=instant(handle + rest),
+        life=instant(life + rest),
     )
 
 

@@ -75,6 +75,8 @@ class StreamReplacedError(PaidanError):
     """The stream was made anew: positions and snapshots of the old one mean nothing in it."""
 
     def __init__(self, expected: str, found: str) -> None:
-        super().__init__(f"stream EVENTS was created {found}, but this state was folded from the one created {expected}")
+        super().__init__(
+            f"stream EVENTS was created {found}, but this state was folded from the one created {expected}"
+        )
         self.expected = expected
         self.found = found

@@ -57,7 +57,12 @@ class Lease:
         started = time.monotonic()
         try:
             held = await self._bus.last(self._subject, stream=BUCKET, timeout_s=1)
-            if held is not None and held.data and held.data.decode() != self._holder and await self._lives(held.data.decode()):
+            if (
+                held is not None
+                and held.data
+                and held.data.decode() != self._holder
+                and await self._lives(held.data.decode())
+            ):
                 return False
             self.epoch = await self._write(expect=held.sequence if held else 0)
         except BusError:

@@ -7,15 +7,18 @@ the ledger's business (`services/ledger/registering.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import cached_property
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from immutables import Map
 
 from shared.clocks import ALWAYS, Calendar
 from shared.facts import (
+    BY_SUBJECT,
     AgreementSet,
     AreaSet,
     CalendarSet,
@@ -26,6 +29,7 @@ from shared.facts import (
     PolicySet,
     RegisterApplied,
     UrgencySet,
+    plain,
 )
 
 SUBJECTS = "evt.*.ledger.*.register.*"
@@ -123,3 +127,30 @@ def evolve(register: Register, fact: Fact) -> Register:
             return replace(register, applied=register.applied + 1, digest=fact.digest)
         case _:
             return register
+
+
+def facts(register: Register) -> Iterable[Fact]:
+    """Everything the register says, as the facts that lead to it, in a stable order."""
+    for held in (register.districts, register.calendars):
+        yield from (fact for _, fact in sorted(held.items()))
+    for _, versions in sorted(register.areas.items()):
+        yield from versions
+    for others in (register.agreements, register.items, register.urgency, register.policies):
+        yield from (fact for _, fact in sorted(others.items()))
+
+
+def dump(register: Register) -> Any:
+    """The register as plain data."""
+    return {
+        "applied": register.applied,
+        "digest": register.digest,
+        "facts": [[fact.name, plain(fact)] for fact in facts(register)],
+    }
+
+
+def load(data: Any) -> Register:
+    """The register that was dumped."""
+    register = Register()
+    for name, fields in data["facts"]:
+        register = evolve(register, BY_SUBJECT[f"ledger.{name}"].model_validate(fields))
+    return replace(register, applied=data["applied"], digest=data["digest"])

@@ -8,7 +8,9 @@ import sys
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-FORBIDDEN = frozenset({"text", "contact", "phone", "address", "token", "authorization", "seed", "password", "secret", "body"})
+FORBIDDEN = frozenset(
+    {"text", "contact", "phone", "address", "token", "authorization", "seed", "password", "secret", "body"}
+)
 """Keys that never reach a log line, whoever passes them."""
 
 

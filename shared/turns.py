@@ -56,7 +56,9 @@ RETRY = timedelta(minutes=1)
 TURNS = Counter("paidan_turns_total", "Turns committed", ["service", "district"])
 FACTS = Counter("paidan_turn_facts_total", "Facts committed by turns", ["service", "district"])
 REFUSED = Counter("paidan_turn_inputs_refused_total", "Inputs set aside", ["service", "district"])
-FENCED = Counter("paidan_turn_fenced_total", "Commits refused because another leader had written", ["service", "district"])
+FENCED = Counter(
+    "paidan_turn_fenced_total", "Commits refused because another leader had written", ["service", "district"]
+)
 COMMIT_S = Histogram("paidan_turn_commit_seconds", "Time to commit a turn", ["service"])
 LEADING = Gauge("paidan_leading", "1 while this instance leads the district", ["service", "district"])
 
@@ -330,7 +332,9 @@ class Turns(Generic[S]):
         self._moved = 0
         self._moved_at = 0.0
         self._fold: Fold[S] | None = None
-        self._live: S = rules.initial(district)  # the fold and, on top, inputs that led to nothing: forgotten on stepping down
+        self._live: S = rules.initial(
+            district
+        )  # the fold and, on top, inputs that led to nothing: forgotten on stepping down
         self._labels = (rules.service, district)
         self.leading = False
         self.failed: Exception | None = None
@@ -395,7 +399,13 @@ class Turns(Generic[S]):
             )
             self.leading = True
             LEADING.labels(*self._labels).set(1)
-            logger().info("leads", service=self._rules.service, district=self._district, epoch=self._lease.epoch, fence=self._fence)
+            logger().info(
+                "leads",
+                service=self._rules.service,
+                district=self._district,
+                epoch=self._lease.epoch,
+                fence=self._fence,
+            )
             while self._may_lead() and not until.is_set():
                 await self._turn(fold, inputs)
             if until.is_set() and self._may_lead():

@@ -50,7 +50,9 @@ def answer(why: RefusedError) -> ProblemResponse:
     return ProblemResponse(document, status_code=document["status"], headers=headers)
 
 
-def create_app(title: str, *, ready: Readiness, doorkeeper: Doorkeeper, body_bytes_max: int = BODY_BYTES_MAX) -> FastAPI:
+def create_app(
+    title: str, *, ready: Readiness, doorkeeper: Doorkeeper, body_bytes_max: int = BODY_BYTES_MAX
+) -> FastAPI:
     """
     An app with `/healthz /readyz /metrics /docs /openapi.json`, problems for everything that goes wrong, and a bound on bodies.
 
@@ -136,7 +138,9 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         text = PROBLEMS[code]
-        entry = by_status.setdefault(text.status, {"description": "", "content": {PROBLEM: {"schema": {"type": "object"}}}})
+        entry = by_status.setdefault(
+            text.status, {"description": "", "content": {PROBLEM: {"schema": {"type": "object"}}}}
+        )
         entry["description"] = (entry["description"] + f" · `{code}` {text.zh} / {text.en}").strip(" ·")
     return by_status
 

@@ -1,0 +1,358 @@
+"""HTTP in front of the desk: commands in, tasks and the live stream out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict
+
+from services.dispatch import importing
+from services.dispatch.commands import VERBS
+from services.dispatch.decide import unchanged
+from services.dispatch.desk import Desks
+from services.dispatch.matching import workload
+from services.dispatch.model import Task
+from services.dispatch.streaming import LiveTail, Wanted
+from shared import web
+from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
+from shared.bus import Bus
+from shared.errors import RefusedError, UnavailableError
+from shared.facts import Code, District, MemberId, plain
+from shared.ids import derived_id
+from shared.web import CallerNeeded
+
+COMMAND_S = 5.0
+"""How long HTTP forwards and repeats one command id before it gives up."""
+TRY_S = 1.5
+IMPORT_BYTES_MAX = 2 * 1024 * 1024
+
+Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="沿用同一键重试 / the same for repeats"),
+]
+Of = Annotated[District | None, Query(description="辖区代码,默认取自令牌 / default: the token's")]
+
+
+class ByMember(BaseModel):
+    """Who acts; left out, the caller."""
+
+    model_config = ConfigDict(extra="forbid")
+    member: MemberId | None = None
+
+
+class ByMemberWithReason(ByMember):
+    """A no, and why."""
+
+    reason: Code = "other"
+
+
+class ByMemberWithOutcome(ByMember):
+    """An end, and how."""
+
+    outcome: Code = "solved"
+
+
+class ToMember(BaseModel):
+    """Whom a dispatcher asks."""
+
+    model_config = ConfigDict(extra="forbid")
+    member: MemberId
+
+
+def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, until: asyncio.Event) -> FastAPI:
+    """The app; it holds nothing but what it is given."""
+
+    async def ready() -> dict[str, str]:
+        missing = dict(desks.failed)
+        if not bus.connected:
+            missing["nats"] = "not connected"
+        if bus.refused:
+            missing["permissions"] = bus.refused
+        try:
+            await bus.state()
+        except Exception as why:
+            missing["EVENTS"] = str(why)
+        return missing
+
+    app = web.create_app("Paidan dispatch · 派单", ready=ready, doorkeeper=doorkeeper, body_bytes_max=IMPORT_BYTES_MAX)
+
+    async def forward(
+        request: Request, caller: Caller, verb: str, of: str | None, key: str | None, data: Any
+    ) -> dict[str, Any]:
+        """One command to whichever instance leads, repeated under one id until somebody answers."""
+        if key is None:
+            raise RefusedError("key_missing", field="Idempotency-Key")
+        district = district_of(caller, of)
+        token = bearer(request.headers.get("authorization"))
+        id = derived_id("command", caller.id, district, verb, key, orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
+        body = orjson.dumps({"id": id, "token": token, "data": data})
+        ends = asyncio.get_running_loop().time() + COMMAND_S
+        while True:
+            try:
+                answer: dict[str, Any] = orjson.loads(
+                    await bus.request(f"cmd.{district}.desk.{verb}", body, timeout_s=TRY_S)
+                )
+                break
+            except UnavailableError:
+                if asyncio.get_running_loop().time() > ends:
+                    raise RefusedError("no_leader", district=district, retry_after=2) from None
+                await asyncio.sleep(0.1)
+        if found := answer.get("problem"):
+            facts = {
+                k: v
+                for k, v in found.items()
+                if k not in ("type", "title", "status", "detail", "code", "title_en", "detail_en", "field")
+            }
+            raise RefusedError(found["code"], field=found.get("field"), **facts)
+        return answer
+
+    def district_of(caller: Caller, of: str | None) -> str:
+        district = of or caller.district
+        if district == EVERYWHERE:
+            raise RefusedError("invalid", field="district", why="name one: ?district=420106")
+        if not caller.of(district):
+            raise RefusedError("foreign_district", district=district, yours=caller.district)
+        return district
+
+    refusals = web.problems("unauthenticated", "forbidden", "foreign_district", "key_missing", "invalid", "no_leader")
+    of_task = {
+        **refusals,
+        **web.problems("unknown_task", "already_taken", "not_offered", "not_holder", "wrong_state", "not_yourself"),
+    }
+
+    @app.post("/v1/tasks/{task}/accept", tags=["tasks"], summary="接单 / accept", responses=of_task)
+    async def accept(
+        task: str, body: ByMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(
+            request, caller, "accept", district, key, {"task": task, "member": body.member or caller.id}
+        )
+
+    @app.post("/v1/tasks/{task}/decline", tags=["tasks"], summary="拒单 / decline", responses=of_task)
+    async def decline(
+        task: str,
+        body: ByMemberWithReason,
+        request: Request,
+        caller: CallerNeeded,
+        district: Of = None,
+        key: Key = None,
+    ) -> dict[str, Any]:
+        data = {"task": task, "member": body.member or caller.id, "reason": body.reason}
+        return await forward(request, caller, "decline", district, key, data)
+
+    @app.post("/v1/tasks/{task}/arrive", tags=["tasks"], summary="到场 / arrive", responses=of_task)
+    async def arrive(
+        task: str, body: ByMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(
+            request, caller, "arrive", district, key, {"task": task, "member": body.member or caller.id}
+        )
+
+    @app.post("/v1/tasks/{task}/done", tags=["tasks"], summary="办结 / done", responses=of_task)
+    async def done(
+        task: str,
+        body: ByMemberWithOutcome,
+        request: Request,
+        caller: CallerNeeded,
+        district: Of = None,
+        key: Key = None,
+    ) -> dict[str, Any]:
+        data = {"task": task, "member": body.member or caller.id, "outcome": body.outcome}
+        return await forward(request, caller, "done", district, key, data)
+
+    @app.post(
+        "/v1/tasks/{task}/offer",
+        tags=["tasks"],
+        summary="手动派单 / offer by hand",
+        responses={**of_task, **web.problems("unknown_member", "over_capacity")},
+    )
+    async def offer(
+        task: str, body: ToMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(request, caller, "offer", district, key, {"task": task, "member": body.member})
+
+    @app.get(
+        "/v1/tasks",
+        tags=["tasks"],
+        summary="未结任务 / open tasks",
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "unknown_district"),
+    )
+    async def tasks(
+        caller: CallerNeeded,
+        district: Of = None,
+        status: Annotated[str | None, Query(description="opened offered accepted arrived done unplaced")] = None,
+        area: str | None = None,
+        member: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[str, Query(description="上一页末尾的编号 / the last id of the page before")] = "",
+    ) -> dict[str, Any]:
+        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
+        desk = desks[district_of(caller, district)]
+        if caller.roles <= {"member"}:
+            member = caller.id
+        found = [
+            task
+            for task in desk.state.tasks.values()
+            if task.id > after
+            and (status is None or task.status == status)
+            and (area is None or task.area == area)
+            and (member is None or task.holder == member or member in task.offered)
+        ]
+        page = sorted(found, key=lambda task: task.id)[:limit]
+        return {
+            "tasks": [_shown(task) for task in page],
+            "total": len(found),
+            "next": page[-1].id if len(found) > limit else None,
+        }
+
+    @app.get(
+        "/v1/tasks/{task}",
+        tags=["tasks"],
+        summary="任务 / one open task",
+        responses=web.problems("unauthenticated", "unknown_task", "foreign_district"),
+    )
+    async def one(task: str, caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
+        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
+        found = desks[district_of(caller, district)].state.tasks.get(task)
+        if found is None or (caller.roles <= {"member"} and caller.id not in (found.holder, *found.tried)):
+            raise RefusedError("unknown_task", task=task)
+        return _shown(found)
+
+    @app.get(
+        "/v1/members",
+        tags=["members"],
+        summary="人员与负荷 / members and their load",
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district"),
+    )
+    async def members(caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
+        caller.need("dispatcher", "supervisor", "auditor")
+        desk = desks[district_of(caller, district)].state
+        return {
+            "members": [
+                {
+                    "id": member.id,
+                    "kind": member.kind,
+                    "areas": member.areas,
+                    "skills": sorted(member.skills),
+                    "capacity": member.capacity,
+                    "load": member.load,
+                    "workload": workload(member, 0),
+                    "left": member.left,
+                    "duty": [plain(duty) for duty in member.duty],
+                }
+                for _, member in sorted(desk.members.items())
+            ]
+        }
+
+    @app.post(
+        "/v1/members/import",
+        tags=["members"],
+        summary="批量登记 / enrol in bulk (CSV or JSON)",
+        responses={**refusals, **web.problems("invalid_json", "unknown_district")},
+    )
+    async def import_members(
+        request: Request, caller: CallerNeeded, district: Of = None, dry_run: bool = False
+    ) -> dict[str, Any]:
+        caller.need("dispatcher", "supervisor")
+        of = district_of(caller, district)
+        desk = desks[of].state
+        rows = importing.read(await request.body(), request.headers.get("content-type", "text/csv"))
+        good, reports = importing.check(rows, of)
+        fresh = []
+        for number, row in good:
+            fact = row.enrolment()
+            known = desk.members.get(row.id)
+            result = "enrolled" if known is None else "unchanged" if unchanged(desk, fact) else "changed"
+            reports.append(importing.Report(number, row.id, result))  # type: ignore[arg-type]
+            if not dry_run:
+                await bus.put(f"$KV.CONTACTS.{row.id}", row.contact())
+            if result != "unchanged":
+                fresh.append(plain(fact) | {"duty": [plain(duty) for duty in fact.duty]})
+        if not dry_run:
+            for chunk in (fresh[i : i + 400] for i in range(0, len(fresh), 400)):
+                await forward(
+                    request, caller, "enrol", of, derived_id("import", orjson.dumps(chunk)), {"members": chunk}
+                )
+        reports.sort(key=lambda report: report.row)
+        counts = {
+            result: sum(r.result == result for r in reports) for result in ("enrolled", "changed", "unchanged", "error")
+        }
+        return {"district": of, "dry_run": dry_run, **counts, "rows": [plain_report(report) for report in reports]}
+
+    @app.post(
+        "/v1/members/{member}/leave",
+        tags=["members"],
+        summary="离岗 / no longer given work",
+        responses={**refusals, **web.problems("unknown_member")},
+    )
+    async def leave(
+        member: str, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(request, caller, "leave", district, key, {"member": member})
+
+    @app.get(
+        "/v1/stream",
+        tags=["stream"],
+        summary="实时事件 / live events (SSE); id = sequence, Last-Event-ID resumes",
+        response_class=StreamingResponse,
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "bad_cursor"),
+    )
+    async def stream(
+        caller: CallerNeeded,
+        district: Of = None,
+        area: str | None = None,
+        types: Annotated[str | None, Query(description="task.offered,task. … / prefixes, comma-separated")] = None,
+        after: Annotated[int | None, Query(ge=0, description="从此序号之后 / from behind this sequence")] = None,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> StreamingResponse:
+        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
+        wanted = Wanted.by(caller, district, area, types)
+        if last_event_id is not None:
+            if not last_event_id.isdigit():
+                raise RefusedError("bad_cursor", field="Last-Event-ID")
+            after = int(last_event_id)
+        if after is not None and after > tail.last and after > (await bus.state()).last:
+            raise RefusedError("bad_cursor", field="Last-Event-ID", last=tail.last)
+
+        async def events() -> AsyncIterator[bytes]:
+            async for lines in tail.watch(wanted, after, until):
+                yield lines
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    @app.get("/v1/verbs", tags=["tasks"], summary="指令 / the commands a desk takes on the bus")
+    async def verbs() -> dict[str, Any]:
+        return {verb: model.model_json_schema() for verb, model in VERBS.items()}
+
+    return app
+
+
+def plain_report(report: importing.Report) -> dict[str, Any]:
+    """A row's report without what is absent."""
+    fields = {"row": report.row, "id": report.id, "result": report.result, "field": report.field, "why": report.why}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _shown(task: Task) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "request": task.request,
+        "round": task.round,
+        "area": task.area,
+        "districts": task.districts.split(","),
+        "item": task.item,
+        "urgency": task.urgency,
+        "effort": task.effort,
+        "status": task.status,
+        "wave": task.wave,
+        "offered": list(task.offered),
+        "tried": list(task.tried),
+        "holder": task.holder,
+        "until": task.until,
+    }

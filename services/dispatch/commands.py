@@ -1,0 +1,96 @@
+"""What may be asked of a desk: each command's verb, shape, and who may give it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.auth import Caller
+from shared.errors import RefusedError
+from shared.facts import Code, Id, MemberEnrolled, MemberId
+
+
+class Verb(BaseModel):
+    """A command's content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def allow(self, caller: Caller, district: str) -> None:
+        """Raises RefusedError where the caller may not: dispatchers may all, in their own district."""
+        caller.need("dispatcher", "supervisor", district=district)
+
+
+class OfMember(Verb):
+    """A command that a member gives about a task, or a dispatcher for them."""
+
+    task: Id
+    member: MemberId
+
+    def allow(self, caller: Caller, district: str) -> None:
+        """Members act for themselves only."""
+        caller.need("member", "dispatcher", "supervisor", district=district)
+        if not caller.roles & {"dispatcher", "supervisor", "admin"} and caller.id != self.member:
+            raise RefusedError("not_yourself")
+
+
+class Accept(OfMember):
+    """接单: I take it."""
+
+
+class Decline(OfMember):
+    """拒单: no, and why."""
+
+    reason: Code = "other"
+
+
+class Arrive(OfMember):
+    """到场: I am here."""
+
+
+class Done(OfMember):
+    """办结: it is done."""
+
+    outcome: Code = "solved"
+
+
+class Offer(Verb):
+    """派单 by hand: a dispatcher asks somebody in particular."""
+
+    task: Id
+    member: MemberId
+
+
+class Enrol(Verb):
+    """登记: these may be given work, on these terms."""
+
+    members: tuple[MemberEnrolled, ...] = Field(min_length=1, max_length=500)
+
+
+class Leave(Verb):
+    """No longer given work."""
+
+    member: MemberId
+
+
+VERBS: dict[str, type[Verb]] = {
+    "accept": Accept,
+    "decline": Decline,
+    "arrive": Arrive,
+    "done": Done,
+    "offer": Offer,
+    "enrol": Enrol,
+    "leave": Leave,
+}
+
+
+def parse(verb: str, content: Any) -> Verb:
+    """The command. Raises RefusedError `unknown_command` or `invalid` with the field."""
+    model = VERBS.get(verb)
+    if model is None:
+        raise RefusedError("unknown_command", verb=verb)
+    try:
+        return model.model_validate(content)
+    except ValidationError as why:
+        first = why.errors(include_url=False, include_input=False)[0]
+        raise RefusedError("invalid", field=".".join(map(str, first["loc"])), why=first["msg"]) from None

@@ -1,0 +1,156 @@
+"""
+The desk: one turn loop per district, and the commands that reach it over the bus.
+
+Every instance gets every command; only the leader acts, and answers only after the commit. The standby stays silent: the asker
+repeats the same command id until somebody leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from services.dispatch import commands, model
+from services.dispatch.decide import decide
+from services.dispatch.model import Desk
+from shared.auth import Doorkeeper
+from shared.bus import Bus, Request, Subscription
+from shared.errors import FencedError, RefusedError
+from shared.facts import DistrictSet, InputRefused, TurnCommitted
+from shared.problems import problem
+from shared.register import SUBJECTS as REGISTER
+from shared.telemetry import logger
+from shared.turns import Command, Rules, Turns
+
+
+def inputs(district: str) -> tuple[str, ...]:
+    """What a desk decides on; it never changes with configuration."""
+    return (
+        f"evt.{district}.intake.>",
+        "evt.*.intake.*.request.withdrawn",
+        "evt.*.intake.*.request.rated",
+        "evt.*.intake.*.request.reopened",
+        REGISTER,
+    )
+
+
+RULES: Rules[Desk] = Rules(
+    service="dispatch",
+    scope="desk",
+    version=1,
+    marker=TurnCommitted,
+    refused=InputRefused,
+    inputs=inputs,
+    remembered=lambda _: (REGISTER,),
+    initial=model.initial,
+    take_in=model.take_in,
+    evolve=model.evolve,
+    decide=decide,
+    deadline=model.deadline,
+    deadlines=model.deadlines,
+    dump=model.dump,
+    load=model.load,
+)
+
+
+class Desks:
+    """
+    The desks of this instance: those named, or one for each district that the register names.
+
+    Args:
+        districts: codes, or `*`.
+        snapshot: called with a district when its leader thinks it is time for a new snapshot.
+    """
+
+    def __init__(
+        self, bus: Bus, doorkeeper: Doorkeeper, *, districts: str, instance: str, until: asyncio.Event, **turns: Any
+    ) -> None:
+        self._bus = bus
+        self._doorkeeper = doorkeeper
+        self._named = None if districts.strip() == "*" else frozenset(districts.replace(" ", "").split(","))
+        self._instance = instance
+        self._until = until
+        self._turns = turns
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+        self._subscription: Subscription | None = None
+        self.desks: dict[str, Turns[Desk]] = {}
+
+    def __getitem__(self, district: str) -> Turns[Desk]:
+        """The desk of a district. Raises RefusedError `unknown_district`."""
+        if district not in self.desks:
+            raise RefusedError("unknown_district", district=district)
+        return self.desks[district]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Desks that stopped for good, with why."""
+        return {f"desk {code}": str(turns.failed) for code, turns in self.desks.items() if turns.failed}
+
+    async def run(self) -> None:
+        """Open desks as the register names them, take commands; ends when told to, after every desk has."""
+        self._subscription = await self._bus.serve("cmd.*.desk.*", self._take)
+        for district in sorted(self._named or ()):
+            self._open(district)
+        reader = self._bus.reader(
+            (REGISTER.replace("register.*", f"register.{DistrictSet.name.split('.')[1]}"),), after=0
+        )
+        try:
+            while not self._until.is_set():
+                for delivery in await reader.wait(0.5):
+                    district = str(orjson.loads(delivery.data)["data"]["district"])
+                    if self._named is None or district in self._named:
+                        self._open(district)
+        finally:
+            await reader.close()
+            if self._subscription:
+                await self._subscription.end()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*self._answering, return_exceptions=True)
+
+    def _open(self, district: str) -> None:
+        if district not in self.desks:
+            self.desks[district] = Turns(RULES, self._bus, district, self._instance, **self._turns)
+            self._tasks[district] = asyncio.create_task(self.desks[district].run(self._until))
+
+    async def _take(self, request: Request) -> None:
+        """Start on a command; the next one does not wait for its commit."""
+        _, district, _, verb = request.subject.split(".")
+        turns = self.desks.get(district)
+        if turns is None or not turns.leading:
+            return
+        task = asyncio.create_task(self._answer(turns, district, verb, request))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
+        try:
+            answer = await turns.ask(self._command(district, verb, request))
+        except RefusedError as why:
+            answer = {"problem": problem(why)}
+        except FencedError:
+            return  # whoever leads now answers the repeat
+        logger().info(
+            "command_answered",
+            district=district,
+            verb=verb,
+            fact=answer.get("id"),
+            problem=answer.get("problem", {}).get("code"),
+        )
+        await request.answer(orjson.dumps(answer))
+
+    def _command(self, district: str, verb: str, request: Request) -> Command:
+        """`{"id", "token", "data"}` as a command that its caller may give. Raises RefusedError."""
+        try:
+            content = orjson.loads(request.data)
+            id, token, data = str(content["id"]), content.get("token"), content.get("data", {})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise RefusedError("invalid_json") from None
+        if not 8 <= len(id) <= 100 or not id.isascii():
+            raise RefusedError("invalid", field="id", why="8 to 100 ASCII characters")
+        caller = self._doorkeeper.check(token if isinstance(token, str) else None)
+        what = commands.parse(verb, data)
+        what.allow(caller, district)
+        return Command(id, what, caller)

@@ -1,0 +1,154 @@
+"""Members in bulk: CSV and JSON to enrolments and contacts, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.errors import RefusedError
+from shared.facts import District, Duty, Kind, Language, MemberEnrolled, MemberId, Text
+
+ROWS_MAX = 5000
+LISTS = ("areas", "skills", "duty", "channels")
+
+
+class Row(BaseModel):
+    """One member of an import: terms of work, and how to reach them. The names and phones go to CONTACTS, never into a fact."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    id: MemberId
+    kind: Kind
+    areas: tuple[str, ...]
+    skills: tuple[str, ...] = ()
+    capacity: int
+    duty: tuple[str, ...] = ()
+    """Spans such as `1-5 08:00-12:00`; none: always."""
+    district: District
+    name: Text = ""
+    phone: Text = ""
+    language: Language = "zh-CN"
+    quiet: str = ""
+    """`22:00-07:00`: not to be disturbed."""
+    channels: tuple[Text, ...] = ()
+
+    def enrolment(self) -> MemberEnrolled:
+        """Their terms. Raises ValueError."""
+        return MemberEnrolled(
+            member_id=self.id,
+            kind=self.kind,
+            areas=self.areas,
+            skills=self.skills,
+            capacity=self.capacity,
+            duty=tuple(duty(span) for span in self.duty),
+        )
+
+    def contact(self) -> bytes:
+        """What CONTACTS holds about them."""
+        held = {
+            "name": self.name,
+            "phone": self.phone,
+            "language": self.language,
+            "quiet": span_of_day(self.quiet) if self.quiet else None,
+            "channels": self.channels or ("console",),
+        }
+        return orjson.dumps(held, option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What becomes of a row, numbered from 1 without the header."""
+
+    row: int
+    id: str
+    result: Literal["enrolled", "changed", "unchanged", "error"]
+    field: str | None = None
+    why: str | None = None
+
+
+def read(content: bytes, media_type: str) -> list[Mapping[str, Any]]:
+    """
+    The rows of a CSV (UTF-8, with header) or JSON (list of objects) file.
+
+    Raises:
+        RefusedError: `invalid_json`, `invalid`.
+    """
+    try:
+        if "json" in media_type:
+            rows = orjson.loads(content)
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise RefusedError("invalid", field="body", why="a list of objects")
+        else:
+            rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restkey="…"))
+    except UnicodeDecodeError:
+        raise RefusedError("invalid", field="body", why="UTF-8") from None
+    except orjson.JSONDecodeError:
+        raise RefusedError("invalid_json") from None
+    if not rows or len(rows) > ROWS_MAX:
+        raise RefusedError("invalid", field="body", why=f"1 … {ROWS_MAX} rows")
+    return rows
+
+
+def check(rows: Iterable[Mapping[str, Any]], district: str) -> tuple[list[tuple[int, Row]], list[Report]]:
+    """The rows that can be enrolled in this district, numbered, and reports on those that cannot."""
+    good: list[tuple[int, Row]] = []
+    bad: list[Report] = []
+    seen: set[str] = set()
+    for number, raw in enumerate(rows, 1):
+        id = str(raw.get("id") or "")[:50]
+        try:
+            row = Row.model_validate({key: _cell(key, value) for key, value in raw.items() if value not in (None, "")})
+            row.enrolment()
+            row.contact()
+        except ValidationError as why:
+            first = why.errors(include_url=False, include_input=False)[0]
+            bad.append(Report(number, id, "error", ".".join(map(str, first["loc"])), first["msg"]))
+            continue
+        except ValueError as why:
+            bad.append(Report(number, id, "error", "duty", str(why)))
+            continue
+        if row.district != district:
+            continue  # another district's member in a file for several
+        if row.id in seen:
+            bad.append(Report(number, id, "error", "id", "twice in this file"))
+            continue
+        seen.add(row.id)
+        good.append((number, row))
+    return good, bad
+
+
+def duty(span: str) -> Duty:
+    """`1-5 08:00-12:00` or `7 00:00-24:00` as hours on duty. Raises ValueError."""
+    days, _, hours = span.strip().partition(" ")
+    since, until = span_of_day(hours)
+    first, _, last = days.partition("-")
+    try:
+        weekdays = tuple(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ValueError(f"duty {span!r} is not like '1-5 08:00-12:00'") from None
+    if not weekdays or not since < until:
+        raise ValueError(f"duty {span!r} is not like '1-5 08:00-12:00'")
+    return Duty(days=weekdays, since=since, until=until)
+
+
+def span_of_day(hours: str) -> tuple[int, int]:
+    """`22:00-07:00` as minutes of the day. Raises ValueError."""
+    try:
+        since, until = (int(h) * 60 + int(m) for h, m in (clock.split(":") for clock in hours.strip().split("-")))
+    except ValueError:
+        raise ValueError(f"{hours!r} is not like '08:00-12:00'") from None
+    if not (0 <= since <= 1440 and 0 <= until <= 1440):
+        raise ValueError(f"{hours!r} is not within a day")
+    return since, until
+
+
+def _cell(key: str, value: Any) -> Any:
+    if key in LISTS and isinstance(value, str):
+        return [part.strip() for part in value.split(";" if key == "duty" else None) if part.strip()]
+    return value

@@ -1,0 +1,348 @@
+"""What a desk knows, from facts alone: its members and their load, its open tasks, and what it has answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from sys import intern
+from typing import Any, Literal, NamedTuple
+
+from immutables import Map
+
+from shared import register as registers
+from shared.envelope import Envelope
+from shared.facts import (
+    Duty,
+    Fact,
+    MemberEnrolled,
+    MemberLeft,
+    TaskAccepted,
+    TaskArrived,
+    TaskClosed,
+    TaskDeclined,
+    TaskDone,
+    TaskExpired,
+    TaskOffered,
+    TaskOpened,
+    TaskUnplaced,
+    TurnCommitted,
+    plain,
+)
+from shared.register import Register
+from shared.turns import Deadline
+
+Status = Literal["opened", "offered", "accepted", "arrived", "done", "unplaced"]
+"""Where an open task stands; a closed one is no longer in the state."""
+
+REMEMBERED = timedelta(hours=24)
+"""How long a command's answer and a closed task's id are remembered, at least; twice that at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """
+    An open task.
+
+    Attributes:
+        districts: who may see its facts, as in the request's envelope.
+        offered: who has been asked and may still answer.
+        tried: everybody who was ever asked.
+        until: when the present state ends by itself: an offer, or being done without a rating.
+    """
+
+    id: str
+    request: str
+    round: int
+    area: str
+    districts: str
+    item: str
+    urgency: int
+    effort: int
+    kinds: tuple[str, ...]
+    skills: tuple[str, ...]
+    status: Status = "opened"
+    wave: int = 0
+    offered: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+    holder: str | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Somebody who may be given work. `load` is their open effort: what they hold and what they have been asked."""
+
+    id: str
+    kind: str
+    areas: tuple[str, ...]
+    skills: frozenset[str]
+    capacity: int
+    duty: tuple[Duty, ...]
+    load: int = 0
+    left: bool = False
+
+
+class Answer(NamedTuple):
+    """What a command led to: its first fact's name and id, the entity it is about, and how many facts there were."""
+
+    fact: str
+    id: str
+    of: str
+    facts: int
+
+    def document(self) -> dict[str, Any]:
+        """As the caller gets it, now and at every repeat."""
+        return {"ok": True, "fact": self.fact, "id": self.id, "of": self.of, "facts": self.facts}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The state of one district's desk."""
+
+    district: str
+    register: Register = field(default_factory=Register)
+    members: Map[str, Member] = field(default_factory=Map)
+    by_area: Map[str, tuple[str, ...]] = field(default_factory=Map)
+    tasks: Map[str, Task] = field(default_factory=Map)
+    by_request: Map[str, str] = field(default_factory=Map)
+    """The open task of a request."""
+    answers: Map[str, Answer] = field(default_factory=Map)
+    """By command id; and by task id for tasks that have been closed."""
+    answers_before: Map[str, Answer] = field(default_factory=Map)
+    answers_since: datetime | None = None
+
+    def answered(self, id: str) -> Answer | None:
+        """What a command, or the closing of a task, led to; None where it is new or long ago."""
+        return self.answers.get(id) or self.answers_before.get(id)
+
+
+def initial(district: str) -> Desk:
+    """A desk that knows nothing yet."""
+    return Desk(district)
+
+
+def take_in(desk: Desk, envelope: Envelope) -> Desk:
+    """An input that changes what the desk knows before it decides anything: the register."""
+    changed = registers.evolve(desk.register, envelope.fact)
+    return desk if changed is desk.register else replace(desk, register=changed)
+
+
+def evolve(desk: Desk, envelope: Envelope) -> Desk:
+    """The desk after one more of its own facts; facts it does not follow leave it as it was."""
+    if envelope.actor is not None and envelope.cause is not None:
+        desk = _remember(desk, envelope.cause, envelope)
+    match envelope.fact:
+        case TaskOffered(task_id=id) as fact:
+            task = desk.tasks[id]
+            offered = replace(
+                task,
+                status="offered",
+                wave=fact.wave,
+                offered=task.offered + fact.members,
+                tried=task.tried + fact.members,
+                until=fact.until,
+            )
+            return _with(desk, offered, _loaded(desk, fact.members, task.effort))
+        case TaskOpened(task_id=id) as fact:
+            task = Task(
+                id,
+                fact.request_id,
+                fact.round,
+                intern(envelope.area),
+                intern(envelope.districts),
+                intern(fact.item),
+                fact.urgency,
+                fact.effort,
+                fact.kinds,
+                fact.skills,
+            )
+            return replace(desk, tasks=desk.tasks.set(id, task), by_request=desk.by_request.set(fact.request_id, id))
+        case TaskAccepted(task_id=id, member_id=member):
+            task = desk.tasks[id]
+            others = tuple(m for m in task.offered if m != member)
+            held = replace(task, status="accepted", holder=member, offered=(), until=None)
+            return _with(desk, held, _loaded(desk, others, -task.effort))
+        case TaskDeclined(task_id=id, member_id=member):
+            task = desk.tasks[id]
+            left = replace(task, offered=tuple(m for m in task.offered if m != member))
+            return _with(desk, left, _loaded(desk, (member,), -task.effort))
+        case TaskExpired(task_id=id, members=members):
+            task = desk.tasks[id]
+            left = replace(task, offered=tuple(m for m in task.offered if m not in members))
+            return _with(desk, left, _loaded(desk, members, -task.effort))
+        case TaskUnplaced(task_id=id):
+            return _with(desk, replace(desk.tasks[id], status="unplaced", until=None))
+        case TaskArrived(task_id=id):
+            return _with(desk, replace(desk.tasks[id], status="arrived"))
+        case TaskDone(task_id=id, member_id=member):
+            task = desk.tasks[id]
+            until = envelope.time + span(desk.register.policy(desk.district).close_after)
+            return _with(desk, replace(task, status="done", until=until), _loaded(desk, (member,), -task.effort))
+        case TaskClosed(task_id=id):
+            task = desk.tasks[id]
+            holding = (task.holder,) if task.holder and task.status != "done" else ()
+            closed = replace(
+                desk,
+                members=_loaded(desk, task.offered + holding, -task.effort),
+                tasks=desk.tasks.delete(id),
+                by_request=desk.by_request.delete(task.request)
+                if desk.by_request.get(task.request) == id
+                else desk.by_request,
+            )
+            return _remember(closed, id, envelope)
+        case MemberEnrolled() as fact:
+            return _enrolled(desk, fact)
+        case MemberLeft(member_id=id):
+            return replace(desk, members=desk.members.set(id, replace(desk.members[id], left=True)))
+        case TurnCommitted():
+            since = desk.answers_since
+            if since is None:
+                return replace(desk, answers_since=envelope.time)
+            if envelope.time - since < REMEMBERED:
+                return desk
+            return replace(desk, answers=Map(), answers_before=desk.answers, answers_since=envelope.time)
+        case _:
+            return desk
+
+
+def deadline(desk: Desk, envelope: Envelope) -> Deadline | None:
+    """When the task of a fact needs a decision next."""
+    task = desk.tasks.get(getattr(envelope.fact, "task_id", ""))
+    return Deadline(task.until, task.id) if task and task.until else None
+
+
+def deadlines(desk: Desk) -> Iterable[Deadline]:
+    """The next deadline of every open task that has one."""
+    return (Deadline(task.until, task.id) for task in desk.tasks.values() if task.until)
+
+
+def dump(desk: Desk) -> Any:
+    """The desk as plain data, the same for equal desks."""
+    return {
+        "district": desk.district,
+        "register": registers.dump(desk.register),
+        "members": [[*_fields(m)] for _, m in sorted(desk.members.items())],
+        "tasks": [[*_fields(t)] for _, t in sorted(desk.tasks.items())],
+        "answers": sorted(desk.answers.items()),
+        "answers_before": sorted(desk.answers_before.items()),
+        "answers_since": desk.answers_since,
+    }
+
+
+def load(data: Any) -> Desk:
+    """The desk that was dumped."""
+    since = data["answers_since"]
+    desk = Desk(
+        data["district"],
+        register=registers.load(data["register"]),
+        answers=Map((id, Answer(*answer)) for id, answer in data["answers"]),
+        answers_before=Map((id, Answer(*answer)) for id, answer in data["answers_before"]),
+        answers_since=datetime.fromisoformat(since) if since else None,
+    )
+    members: dict[str, Member] = {}
+    by_area: dict[str, tuple[str, ...]] = {}
+    for id, kind, areas, skills, capacity, duty, load_, left in data["members"]:
+        members[id] = Member(
+            id,
+            kind,
+            tuple(areas),
+            frozenset(skills),
+            capacity,
+            tuple(Duty.model_validate(d) for d in duty),
+            load_,
+            left,
+        )
+        for area in areas:
+            by_area[area] = (*by_area.get(area, ()), id)
+    tasks = {row[0]: _task(row) for row in data["tasks"]}
+    return replace(
+        desk,
+        members=Map(members),
+        by_area=Map(by_area),
+        tasks=Map(tasks),
+        by_request=Map((task.request, id) for id, task in tasks.items()),
+    )
+
+
+def span(limit: Any) -> timedelta:
+    """A policy's limit as elapsed time: what members and residents wait for runs by the wall clock, day and night."""
+    unit = {"seconds": 1, "minutes": 60, "hours": 3600, "working_hours": 3600, "working_days": 86400}[limit.unit]
+    return timedelta(seconds=limit.amount * unit)
+
+
+def _task(row: list[Any]) -> Task:
+    *head, kinds, skills, status, wave, offered, tried, holder, until = row
+    id, request, round_, area, districts, item, urgency, effort = head
+    return Task(
+        id,
+        request,
+        round_,
+        intern(area),
+        intern(districts),
+        intern(item),
+        urgency,
+        effort,
+        tuple(kinds),
+        tuple(skills),
+        status,
+        wave,
+        tuple(offered),
+        tuple(tried),
+        holder,
+        datetime.fromisoformat(until) if until else None,
+    )
+
+
+def _fields(value: Task | Member) -> Iterable[Any]:
+    for name in value.__slots__:
+        held = getattr(value, name)
+        if isinstance(held, frozenset):
+            yield sorted(held)
+        elif name == "duty":
+            yield [plain(duty) for duty in held]
+        else:
+            yield held
+
+
+def _with(desk: Desk, task: Task, members: Map[str, Member] | None = None) -> Desk:
+    tasks = desk.tasks.set(task.id, task)
+    return replace(desk, tasks=tasks) if members is None else replace(desk, tasks=tasks, members=members)
+
+
+def _loaded(desk: Desk, members: tuple[str, ...], effort: int) -> Map[str, Member]:
+    after = desk.members
+    for id in members:
+        if member := after.get(id):
+            after = after.set(id, replace(member, load=member.load + effort))
+    return after
+
+
+def _remember(desk: Desk, key: str, envelope: Envelope) -> Desk:
+    known = desk.answers.get(key)
+    fact = envelope.fact
+    answer = known._replace(facts=known.facts + 1) if known else Answer(fact.name, envelope.id, _entity(fact), 1)
+    return replace(desk, answers=desk.answers.set(key, answer))
+
+
+def _entity(fact: Fact) -> str:
+    return str(getattr(fact, fact.key))
+
+
+def _enrolled(desk: Desk, fact: MemberEnrolled) -> Desk:
+    known = desk.members.get(fact.member_id)
+    by_area = desk.by_area
+    for area in set(known.areas if known else ()) - set(fact.areas):
+        by_area = by_area.set(area, tuple(m for m in by_area[area] if m != fact.member_id))
+    for area in sorted(set(fact.areas) - set(known.areas if known else ())):
+        by_area = by_area.set(area, tuple(sorted({*by_area.get(area, ()), fact.member_id})))
+    member = Member(
+        fact.member_id,
+        fact.kind,
+        tuple(sorted(set(fact.areas))),
+        frozenset(fact.skills),
+        fact.capacity,
+        fact.duty,
+        known.load if known else 0,
+    )
+    return replace(desk, members=desk.members.set(member.id, member), by_area=by_area)

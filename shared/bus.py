@@ -204,7 +204,7 @@ class Bus:
 
         async def on_message(message: Msg) -> None:
             async def answer(data: bytes) -> None:
-                with suppress(nats.errors.Error):  # the asker asks again
+                with suppress(nats.errors.Error, OSError):  # the asker asks again
                     await message.respond(data)
 
             await take(Request(message.subject, message.data, message.headers or {}, answer))
@@ -366,7 +366,7 @@ class Subscription:
 
     async def end(self) -> None:
         """Take nothing more."""
-        with suppress(nats.errors.Error):
+        with suppress(nats.errors.Error, OSError):
             await self._subscription.unsubscribe()
 
 
@@ -425,7 +425,7 @@ class Reader:
         """Give the consumer up; the server forgets it after 30 s."""
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
-            with suppress(nats.errors.Error):
+            with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
 
     async def _keep_open(self) -> None:

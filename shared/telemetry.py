@@ -37,7 +37,9 @@ def configure(service: str, instance: str, *, format: str = "json", level: str =
     render: structlog.typing.Processor = (
         structlog.processors.JSONRenderer(ensure_ascii=False)
         if format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     if format == "json":
         steps.append(structlog.processors.format_exc_info)

@@ -348,7 +348,8 @@ class Turns(Generic[S]):
 
     async def ask(self, command: Command) -> Any:
         """
-        What the command leads to, once it is committed: the answer, or a problem document under `problem`.
+        What the command leads to, once it is committed: the answer with the `position` at which it can be read, or a problem
+        document under `problem`.
 
         Raises:
             FencedError: this instance does not lead, or did not long enough: ask again with the same id.
@@ -361,7 +362,12 @@ class Turns(Generic[S]):
         return await asked.answer
 
     async def run(self, until: asyncio.Event) -> None:
-        """Work until told to stop. Ends early only with `failed` set."""
+        """
+        Work until told to stop.
+
+        An outage, a fence, even a bug ends only this leadership: the next begins from the facts. What a person must look at (a
+        replaced stream, an own fact that cannot be read) ends it for good, with `failed` set.
+        """
         log = logger(service=self._rules.service, district=self._district, instance=self._instance)
         try:
             while not until.is_set():
@@ -373,16 +379,17 @@ class Turns(Generic[S]):
                 except FencedError as why:
                     FENCED.labels(*self._labels).inc()
                     log.warning("stepped_down", why=str(why))
-                except BusError as why:
+                except (BusError, OSError) as why:
                     log.warning("bus_unavailable", why=str(why))
                     await asyncio.sleep(0.2)
-        except (StreamReplacedError, MalformedError) as why:
-            self.failed = why
-            log.error("desk_stopped", why=str(why))
-        except Exception as why:
-            self.failed = why
-            log.exception("desk_failed")
-            raise
+                except (StreamReplacedError, MalformedError) as why:
+                    self.failed = why
+                    log.error("stopped", why=str(why))
+                    return
+                except Exception:
+                    log.exception("turn_failed")
+                    self._fold = None
+                    await asyncio.sleep(1)
         finally:
             await self._lease.close()
 
@@ -514,7 +521,8 @@ class Turns(Generic[S]):
             self._inputs.popleft()
         for asked, answer in zip(commands, answers, strict=True):
             if not asked.answer.done():
-                asked.answer.set_result(answer)
+                known = isinstance(answer, dict) and "problem" not in answer
+                asked.answer.set_result(answer | {"position": self._fence} if known else answer)
 
     def _portions(
         self, due: list[tuple[datetime, str]]

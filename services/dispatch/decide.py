@@ -6,7 +6,7 @@ from datetime import datetime
 
 from services.dispatch.commands import Accept, Arrive, Decline, Done, Enrol, Leave, Offer
 from services.dispatch.matching import match
-from services.dispatch.model import Desk, Task, evolve, span
+from services.dispatch.model import Desk, Task, enrolled, evolve, span
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import (
@@ -310,8 +310,7 @@ def leave(draft: Draft, command: Leave) -> None:
 
 def unchanged(desk: Desk, fact: MemberEnrolled) -> bool:
     """Whether enrolling them again would change nothing."""
-    after = evolve(desk, Envelope("", desk.district, NOWHERE, datetime.min, fact, ""))
-    return after.members[fact.member_id] == desk.members.get(fact.member_id)
+    return enrolled(desk, fact).members[fact.member_id] == desk.members.get(fact.member_id)
 
 
 def _task(desk: Desk, id: str) -> Task:

@@ -192,7 +192,7 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
             )
             return _remember(closed, id, envelope)
         case MemberEnrolled() as fact:
-            return _enrolled(desk, fact)
+            return enrolled(desk, fact)
         case MemberLeft(member_id=id):
             return replace(desk, members=desk.members.set(id, replace(desk.members[id], left=True)))
         case TurnCommitted():
@@ -224,8 +224,8 @@ def dump(desk: Desk) -> Any:
         "register": registers.dump(desk.register),
         "members": [[*_fields(m)] for _, m in sorted(desk.members.items())],
         "tasks": [[*_fields(t)] for _, t in sorted(desk.tasks.items())],
-        "answers": sorted(desk.answers.items()),
-        "answers_before": sorted(desk.answers_before.items()),
+        "answers": [[id, *answer] for id, answer in sorted(desk.answers.items())],
+        "answers_before": [[id, *answer] for id, answer in sorted(desk.answers_before.items())],
         "answers_since": desk.answers_since,
     }
 
@@ -236,8 +236,8 @@ def load(data: Any) -> Desk:
     desk = Desk(
         data["district"],
         register=registers.load(data["register"]),
-        answers=Map((id, Answer(*answer)) for id, answer in data["answers"]),
-        answers_before=Map((id, Answer(*answer)) for id, answer in data["answers_before"]),
+        answers=Map((id, Answer(*answer)) for id, *answer in data["answers"]),
+        answers_before=Map((id, Answer(*answer)) for id, *answer in data["answers_before"]),
         answers_since=datetime.fromisoformat(since) if since else None,
     )
     members: dict[str, Member] = {}
@@ -329,7 +329,8 @@ def _entity(fact: Fact) -> str:
     return str(getattr(fact, fact.key))
 
 
-def _enrolled(desk: Desk, fact: MemberEnrolled) -> Desk:
+def enrolled(desk: Desk, fact: MemberEnrolled) -> Desk:
+    """The desk with somebody enrolled on these terms; their load stays what it is."""
     known = desk.members.get(fact.member_id)
     by_area = desk.by_area
     for area in set(known.areas if known else ()) - set(fact.areas):

@@ -164,7 +164,7 @@ def offer(draft: Draft, task: Task) -> None:
     )
     draft.add(explained, case=task.request)
     if asked is None:
-        draft.of(task, TaskUnplaced(task_id=task.id, match_id=explained.match_id))
+        draft.of(task, TaskUnplaced(task_id=task.id, match_id=explained.match_id, item=task.item, urgency=task.urgency))
     else:
         ask(draft, task, asked, explained.match_id)
 

@@ -1,0 +1,118 @@
+"""How members are reached: names, numbers and quiet hours are personal data and live in CONTACTS, never in a fact."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Protocol
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.bus import Stored
+from shared.facts import Language
+from shared.telemetry import logger
+
+BUCKET = "KV_CONTACTS"
+CONSOLE = "console"
+FRESH_S = 30.0
+"""How long a contact, or that there is none, is believed before it is looked up again."""
+LOOKUPS_MAX = 32
+MINUTES = 1440
+
+Minute = Annotated[int, Field(ge=0, le=MINUTES)]
+
+
+class Contact(BaseModel):
+    """
+    How to reach one member.
+
+    Attributes:
+        quiet: minutes of the local day between which they are not disturbed, over midnight where the second is smaller;
+            None: as the district's policy says.
+        channels: of the service's configuration, or whole Apprise URLs; the first is used, the next after a failure.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    language: Language = "zh-CN"
+    quiet: tuple[Minute, Minute] | None = None
+    channels: tuple[str, ...] = (CONSOLE,)
+
+    def channel(self, attempt: int) -> str:
+        """Where the attempt (from 1) goes."""
+        return self.channels[(attempt - 1) % len(self.channels)] if self.channels else CONSOLE
+
+
+NOBODY = Contact(quiet=(0, 0))
+"""Who has no contact: the log hears of them, at any hour."""
+
+
+class Bus(Protocol):
+    """What looking up needs of the bus."""
+
+    async def last(self, subject: str, *, stream: str) -> Stored | None:
+        """The last message on a subject, or None."""
+
+
+class Contacts:
+    """Looks contacts up, and remembers them for 30 s."""
+
+    def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._known: dict[str, tuple[float, Contact]] = {}
+
+    async def look_up(self, members: Iterable[str]) -> None:
+        """
+        See that `known` can tell of these.
+
+        Raises:
+            BusError: not all could be looked up.
+        """
+        now = self._clock()
+        missing = [m for m in set(members) if (known := self._known.get(m)) is None or known[0] <= now]
+        for start in range(0, len(missing), LOOKUPS_MAX):
+            some = missing[start : start + LOOKUPS_MAX]
+            found = await asyncio.gather(*(self._bus.last(f"$KV.CONTACTS.{m}", stream=BUCKET) for m in some))
+            for member, stored in zip(some, found, strict=True):
+                self._known[member] = (now + FRESH_S, _contact(member, stored))
+        if len(self._known) > 100_000:
+            self._known = {m: known for m, known in self._known.items() if known[0] > now}
+
+    def known(self, member: str) -> Contact:
+        """The contact of a member who has been looked up; `NOBODY` for one who has none."""
+        known = self._known.get(member)
+        return known[1] if known else NOBODY
+
+
+def _contact(member: str, stored: Stored | None) -> Contact:
+    if stored is None or not stored.data:
+        return NOBODY
+    try:
+        return Contact.model_validate_json(stored.data)
+    except ValidationError as why:  # its text would hold what it found
+        logger().warning("contact_unreadable", recipient=member, errors=why.error_count())
+        return NOBODY
+
+
+def quiet_until(quiet: tuple[int, int] | None, zone: ZoneInfo, now: datetime) -> datetime | None:
+    """
+    When the quiet hours that it is in now will end, UTC; None outside of them.
+
+    Args:
+        quiet: minutes of the local day, `[since, until)`; over midnight where `until` is smaller; the same twice: never.
+    """
+    if quiet is None or quiet[0] == quiet[1]:
+        return None
+    since, until = quiet
+    local = now.astimezone(zone)
+    minute = local.hour * 60 + local.minute
+    within = since <= minute < until if since < until else minute >= since or minute < until
+    if not within:
+        return None
+    day = local.date() if minute < until else local.date() + timedelta(days=1)
+    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
+    return (midnight + timedelta(minutes=until)).astimezone(UTC)

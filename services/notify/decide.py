@@ -1,0 +1,222 @@
+"""Who is told what, and what a sender's report leads to: pure and synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+from services.notify.model import OFFERED, OVER, TAKEN, UNPLACED, WITHDRAWN, Notice, Post, evolve
+from shared.envelope import Envelope
+from shared.facts import (
+    Fact,
+    NoticeFailed,
+    NoticeHeld,
+    NoticeQueued,
+    NoticeSent,
+    TaskAccepted,
+    TaskClosed,
+    TaskExpired,
+    TaskOffered,
+    TaskUnplaced,
+)
+from shared.ids import derived_id
+from shared.turns import Command, Decision, Input, Work
+
+ATTEMPTS_MAX = 5
+URGENT = 2
+"""From this urgency on a message breaks through quiet hours."""
+NO_CHANNEL = "none"
+"""The channel of a notice that was given up before it reached one."""
+ANY_ITEM = "unknown"
+"""The item of a task of which notify was never told what it is about; the texts say "a request"."""
+
+
+def supervisor(district: str) -> str:
+    """The recipient of what nobody took: an office reaches whoever is on duty under this id."""
+    return f"m-supervisor-{district}"
+
+
+class Outcome(NamedTuple):
+    """
+    What became of one attempt to send.
+
+    Attributes:
+        attempt: which one, counted from 1: a report that comes late or twice changes nothing.
+        result: `late` and `held` cost no attempt.
+        code: why it failed.
+        until: the end of the quiet hours that hold it.
+    """
+
+    notice_id: str
+    attempt: int
+    result: Literal["sent", "failed", "late", "held"]
+    channel: str = NO_CHANNEL
+    code: str = ""
+    until: datetime | None = None
+
+
+class Report(NamedTuple):
+    """A sender's command: these are the outcomes."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+def decide(post: Post, work: Work, now: datetime) -> Decision[Post]:
+    """The facts that follow from an input or a report, and the state after them."""
+    match work:
+        case Input(envelope=cause):
+            facts = list(announce(post, cause, now))
+        case Command(what=Report(outcomes=outcomes)):
+            return record(post, outcomes, now)
+        case _:
+            facts = []
+    for fact in facts:
+        post = evolve(post, fact)
+    return Decision(post, facts)
+
+
+def backoff(failures: int) -> timedelta:
+    """
+    How long to wait before a message that could not be sent is tried again.
+
+    Doubles from 1 s and stays at 300 s: a dead receiver is tried 288 times a day at most.
+
+    Args:
+        failures: so far, counted from 1.
+    Raises:
+        ValueError: failures < 1.
+    """
+    if failures < 1:
+        raise ValueError(f"{failures} failures")
+    return timedelta(seconds=min(300, 2 ** min(failures - 1, 9)))
+
+
+# --- what members are told --------------------------------------------------------------------------------------------
+
+
+def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
+    """Whom a desk's fact concerns: those who are to be told, and those who need not be told any more."""
+    match cause.fact:
+        case TaskOffered() as fact:
+            task = post.task(fact.task_id)
+            if not task.closed:
+                for member in fact.members:
+                    if member not in task.declined:
+                        urgent = fact.urgency >= URGENT
+                        yield _queue(cause, now, member, OFFERED, fact.task_id, fact.item, urgent, fact.until)
+        case TaskAccepted(task_id=id, member_id=taker):
+            task = post.task(id)
+            yield from _overtaken(post, task.waiting, now)
+            yield from _tell(post, cause, now, id, (m for m in task.told if m != taker), TAKEN)
+        case TaskExpired(task_id=id, members=members):
+            task = post.task(id)
+            yield from _overtaken(post, (one for one in task.waiting if one[0] in members), now)
+            yield from _tell(post, cause, now, id, (m for m in task.told if m in members), OVER)
+        case TaskUnplaced(task_id=id) as fact:
+            task = post.task(id)
+            if not task.closed:
+                urgent = task.urgent if fact.urgency is None else fact.urgency >= URGENT
+                about = fact.item or task.item or ANY_ITEM
+                yield _queue(cause, now, supervisor(post.district), UNPLACED, id, about, urgent, None)
+        case TaskClosed(task_id=id, reason=reason):
+            task = post.task(id)
+            yield from _overtaken(post, task.waiting, now)
+            if reason == "withdrawn":
+                holder = task.holder
+                know = task.told if holder is None or holder in task.told else (*task.told, holder)
+                yield from _tell(post, cause, now, id, know, WITHDRAWN)
+        case _:
+            return
+
+
+def _tell(
+    post: Post, cause: Envelope, now: datetime, task_id: str, members: Iterable[str], template: str
+) -> Iterator[Envelope]:
+    task = post.task(task_id)
+    for member in members:
+        if member not in task.declined:
+            yield _queue(cause, now, member, template, task_id, task.item or ANY_ITEM, task.urgent, None)
+
+
+def _overtaken(post: Post, waiting: Iterable[tuple[str, str]], now: datetime) -> Iterator[Envelope]:
+    """Offers that ended before they went out: nobody is told of them any more."""
+    for _, id in waiting:
+        if notice := post.notices.get(id):
+            yield _given_up(post, notice, "overtaken", now)
+
+
+def _queue(
+    cause: Envelope,
+    now: datetime,
+    recipient: str,
+    template: str,
+    task_id: str,
+    item: str,
+    urgent: bool,
+    until: datetime | None,
+) -> Envelope:
+    id = derived_id("notice", cause.id, recipient, template)
+    fact = NoticeQueued(
+        notice_id=id,
+        cause=cause.id,
+        recipient=recipient,
+        template=template,
+        task_id=task_id,
+        item=item,
+        area=cause.area,
+        urgent=urgent,
+        until=until,
+    )
+    return Envelope(
+        id, cause.district, cause.area, now, fact, cause.districts, cause.case, cause.id, traceparent=cause.traceparent
+    )
+
+
+# --- what senders report ----------------------------------------------------------------------------------------------
+
+
+def record(post: Post, outcomes: Iterable[Outcome], now: datetime) -> Decision[Post]:
+    """The facts of a report. What it says of a notice that is over, or of another attempt than the next, is old."""
+    facts: list[Envelope] = []
+    for outcome in outcomes:
+        notice = post.notices.get(outcome.notice_id)
+        if notice is not None and outcome.attempt == notice.attempts + 1:
+            fact = _outcome(post, notice, outcome, now)
+            post = evolve(post, fact)
+            facts.append(fact)
+    return Decision(post, facts, answer=len(facts))
+
+
+def _outcome(post: Post, notice: Notice, outcome: Outcome, now: datetime) -> Envelope:
+    match outcome.result:
+        case "sent":
+            sent = NoticeSent(notice_id=notice.id, channel=outcome.channel, attempt=outcome.attempt)
+            return _of(post, notice, sent, now, outcome.attempt)
+        case "held":
+            assert outcome.until is not None
+            held = NoticeHeld(notice_id=notice.id, until=outcome.until)
+            return _of(post, notice, held, now, notice.attempts, outcome.until)
+        case "late":
+            return _given_up(post, notice, "late", now)
+        case "failed":
+            again = outcome.attempt < ATTEMPTS_MAX
+            failed = NoticeFailed(
+                notice_id=notice.id,
+                channel=outcome.channel,
+                attempt=outcome.attempt,
+                code=outcome.code,
+                retry_at=now + backoff(outcome.attempt) if again else None,
+            )
+            return _of(post, notice, failed, now, outcome.attempt)
+
+
+def _given_up(post: Post, notice: Notice, code: str, now: datetime) -> Envelope:
+    fact = NoticeFailed(notice_id=notice.id, channel=NO_CHANNEL, attempt=notice.attempts, code=code)
+    return _of(post, notice, fact, now, notice.attempts, code)
+
+
+def _of(post: Post, notice: Notice, fact: Fact, now: datetime, *which: object) -> Envelope:
+    """A fact about a notice: named by what makes it that one, seen by whoever saw the notice being queued."""
+    id = derived_id(fact.name, notice.id, *which)
+    return Envelope(id, post.district, notice.area, now, fact, notice.districts, notice.case, notice.id)

@@ -1,0 +1,286 @@
+"""
+What notify knows of a district, from facts alone: who waits for which message, and who was told of which task.
+
+A message that was sent, or will not be tried again, is forgotten at once: an input is decided on once, so nothing has to be
+remembered to keep it from being told twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from immutables import Map
+
+from shared import register as registers
+from shared.envelope import Envelope
+from shared.facts import (
+    AreaSet,
+    NoticeFailed,
+    NoticeHeld,
+    NoticeQueued,
+    NoticeSent,
+    TaskAccepted,
+    TaskClosed,
+    TaskDeclined,
+)
+from shared.register import Register
+
+OFFERED = "offered"
+TAKEN = "taken"
+OVER = "over"
+WITHDRAWN = "withdrawn"
+UNPLACED = "unplaced"
+TEMPLATES = (OFFERED, TAKEN, OVER, WITHDRAWN, UNPLACED)
+
+CLOSED_MAX = 2000
+"""
+How many closed tasks are kept before the older half goes.
+
+Inputs are taken in a whole turn at a time, before any is decided on, and a turn takes 500 at most: a task that closes must
+still be there when what came before its end is decided on.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """
+    A message that waits.
+
+    Attributes:
+        number: 1, 2, 3… in the order they were queued: by it a sender finds what is new.
+        cause: the id of the fact that led to it.
+        until: an offer's end; afterwards nobody needs to hear of it.
+        due: when it may go out: at once, after a failure's delay, or at the end of quiet hours.
+        attempts: so far.
+        held: it leaves in the recipient's digest.
+    """
+
+    id: str
+    number: int
+    cause: str
+    case: str | None
+    districts: str
+    recipient: str
+    template: str
+    task: str
+    item: str
+    area: str
+    urgent: bool
+    until: datetime | None
+    queued: datetime
+    due: datetime
+    attempts: int = 0
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """
+    Who knows of a task.
+
+    Attributes:
+        waiting: members whose offer has not gone out, each with their notice.
+        told: members whose offer has gone out and who have not been told that it ended.
+        declined: members who said no; they need not hear the rest.
+    """
+
+    item: str | None = None
+    urgent: bool = False
+    waiting: tuple[tuple[str, str], ...] = ()
+    told: tuple[str, ...] = ()
+    declined: tuple[str, ...] = ()
+    holder: str | None = None
+    closed: bool = False
+
+
+NO_TASK = Task()
+
+
+@dataclass(frozen=True)
+class Post:
+    """
+    The state of one district: what is to be sent, and what the texts are made of.
+
+    Attributes:
+        last: the number of the newest notice.
+        numbers: the ids of waiting notices by number.
+        closed: tasks that ended, oldest first.
+        sent: messages by channel; `failed`: given up, by code.
+    """
+
+    district: str
+    register: Register = field(default_factory=Register)
+    notices: Map[str, Notice] = field(default_factory=Map)
+    numbers: Map[int, str] = field(default_factory=Map)
+    last: int = 0
+    tasks: Map[str, Task] = field(default_factory=Map)
+    closed: tuple[str, ...] = ()
+    sent: Map[str, int] = field(default_factory=Map)
+    failed: Map[str, int] = field(default_factory=Map)
+
+    def task(self, id: str) -> Task:
+        """What is known of a task, perhaps nothing."""
+        return self.tasks.get(id, NO_TASK)
+
+
+def initial(district: str) -> Post:
+    """Nobody waits for anything."""
+    return Post(district)
+
+
+def take_in(post: Post, envelope: Envelope) -> Post:
+    """An input that changes what is known before anything is decided: the register, and what members did with a task."""
+    match envelope.fact:
+        case TaskAccepted(task_id=id, member_id=member):
+            return _with(post, id, replace(post.task(id), holder=member))
+        case TaskDeclined(task_id=id, member_id=member):
+            task = post.task(id)
+            return _with(post, id, replace(task, declined=(*task.declined, member)))
+        case TaskClosed(task_id=id):
+            return _closed(post, id)
+        case AreaSet() as fact:  # polygons and address words are of no use here
+            return replace(
+                post, register=registers.evolve(post.register, fact.model_copy(update={"polygon": (), "words": ()}))
+            )
+        case fact:
+            changed = registers.evolve(post.register, fact)
+            return post if changed is post.register else replace(post, register=changed)
+
+
+def evolve(post: Post, envelope: Envelope) -> Post:
+    """The state after one more of its own facts."""
+    match envelope.fact:
+        case NoticeQueued() as fact:
+            return _queued(post, envelope, fact)
+        case NoticeSent() as fact:
+            notice = post.notices.get(fact.notice_id)
+            if notice is None:
+                return post
+            counted = post.sent.set(fact.channel, post.sent.get(fact.channel, 0) + 1)
+            return _over(replace(post, sent=counted), notice, told=True)
+        case NoticeFailed(retry_at=None) as fact:
+            notice = post.notices.get(fact.notice_id)
+            if notice is None:
+                return post
+            counted = post.failed.set(fact.code, post.failed.get(fact.code, 0) + 1)
+            return _over(replace(post, failed=counted), notice, told=False)
+        case NoticeFailed(notice_id=id, retry_at=datetime() as at, attempt=attempt) if id in post.notices:
+            return _waits(post, replace(post.notices[id], due=at, attempts=attempt))
+        case NoticeHeld(notice_id=id, until=until) if id in post.notices:
+            return _waits(post, replace(post.notices[id], due=until, held=True))
+        case _:
+            return post
+
+
+def _queued(post: Post, envelope: Envelope, fact: NoticeQueued) -> Post:
+    number = post.last + 1
+    notice = Notice(
+        id=fact.notice_id,
+        number=number,
+        cause=fact.cause,
+        case=envelope.case,
+        districts=envelope.districts,
+        recipient=fact.recipient,
+        template=fact.template,
+        task=fact.task_id,
+        item=fact.item,
+        area=fact.area,
+        urgent=fact.urgent,
+        until=fact.until,
+        queued=envelope.time,
+        due=envelope.time,
+    )
+    task = post.task(fact.task_id)
+    if fact.template == OFFERED:
+        waiting = (*task.waiting, (fact.recipient, fact.notice_id))
+        task = replace(task, item=fact.item, urgent=fact.urgent, waiting=waiting)
+    elif fact.recipient in task.told:
+        task = replace(task, told=tuple(member for member in task.told if member != fact.recipient))
+    return replace(
+        post,
+        notices=post.notices.set(notice.id, notice),
+        numbers=post.numbers.set(number, notice.id),
+        last=number,
+        tasks=post.tasks if task is NO_TASK else post.tasks.set(fact.task_id, task),
+    )
+
+
+def _waits(post: Post, notice: Notice) -> Post:
+    return replace(post, notices=post.notices.set(notice.id, notice))
+
+
+def _over(post: Post, notice: Notice, *, told: bool) -> Post:
+    """The notice is done with: sent, or given up."""
+    tasks = post.tasks
+    if notice.template == OFFERED and (task := tasks.get(notice.task)):
+        waiting = tuple(one for one in task.waiting if one[1] != notice.id)
+        knows = (*task.told, notice.recipient) if told else task.told
+        tasks = tasks.set(notice.task, replace(task, waiting=waiting, told=knows))
+    return replace(
+        post, notices=post.notices.delete(notice.id), numbers=post.numbers.delete(notice.number), tasks=tasks
+    )
+
+
+def _with(post: Post, id: str, task: Task) -> Post:
+    return replace(post, tasks=post.tasks.set(id, task))
+
+
+def _closed(post: Post, id: str) -> Post:
+    tasks = post.tasks.set(id, replace(post.task(id), closed=True))
+    closed = (*post.closed, id)
+    if len(closed) > CLOSED_MAX:
+        half = CLOSED_MAX // 2
+        with tasks.mutate() as changing:
+            for old in closed[:half]:
+                changing.pop(old, None)
+            tasks = changing.finish()
+        closed = closed[half:]
+    return replace(post, tasks=tasks, closed=closed)
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+VERSION = 1
+"""Of the state's form: a snapshot of another one is not used."""
+
+
+def dump(post: Post) -> Any:
+    """The state as plain data."""
+    return {
+        "district": post.district,
+        "register": registers.dump(post.register),
+        "notices": list(post.notices.values()),
+        "last": post.last,
+        "tasks": dict(post.tasks),
+        "closed": post.closed,
+        "sent": dict(post.sent),
+        "failed": dict(post.failed),
+    }
+
+
+def load(data: Any) -> Post:
+    """The state from plain data. Raises KeyError, TypeError or ValueError where it is something else."""
+    notices = [_load_notice(notice) for notice in data["notices"]]
+    return Post(
+        district=data["district"],
+        register=registers.load(data["register"]),
+        notices=Map({notice.id: notice for notice in notices}),
+        numbers=Map({notice.number: notice.id for notice in notices}),
+        last=data["last"],
+        tasks=Map({id: _load_task(task) for id, task in data["tasks"].items()}),
+        closed=tuple(data["closed"]),
+        sent=Map(data["sent"]),
+        failed=Map(data["failed"]),
+    )
+
+
+def _load_notice(data: dict[str, Any]) -> Notice:
+    times = {name: datetime.fromisoformat(data[name]) for name in ("queued", "due", "until") if data[name] is not None}
+    return Notice(**{**data, **times})
+
+
+def _load_task(data: dict[str, Any]) -> Task:
+    waiting = tuple((member, notice) for member, notice in data["waiting"])
+    return Task(**{**data, "waiting": waiting, "told": tuple(data["told"]), "declined": tuple(data["declined"])})

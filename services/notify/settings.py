@@ -1,0 +1,55 @@
+"""What notify reads from its environment, once, at its door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from services.notify.channels import CAPS, Cap
+from shared.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """
+    Variables are prefixed `PAIDAN_`.
+
+    Attributes:
+        districts: six-digit codes, separated by commas; `*` follows the register.
+        public_url: where links in messages lead.
+        channels_file: JSON, channel → Apprise URL with `{id}` for the recipient; a secret.
+        caps: JSON, channel → [messages, seconds], over the built-in ones: `{"mail": [600, 60]}`.
+        templates_dir: an office's own texts.
+        senders: how many messages go out at the same time.
+    """
+
+    districts: str = "*"
+    public_url: str = "http://127.0.0.1:8080"
+    channels_file: Path | None = None
+    caps: dict[str, tuple[int, float]] = Field(default_factory=dict)
+    templates_dir: Path | None = None
+    senders: int = Field(8, ge=1, le=64)
+
+    def fixed_districts(self) -> tuple[str, ...] | None:
+        """The districts to serve, or None where the register says."""
+        if self.districts.strip() == "*":
+            return None
+        return tuple(code.strip() for code in self.districts.split(",") if code.strip())
+
+    def channel_urls(self) -> Mapping[str, str]:
+        """Apprise URLs by channel. Raises OSError or ValueError, which does not show what the file holds."""
+        if self.channels_file is None:
+            return {}
+        try:
+            urls = json.loads(self.channels_file.read_text())
+        except json.JSONDecodeError as why:
+            raise ValueError(f"{self.channels_file} is not JSON (line {why.lineno})") from None
+        if not isinstance(urls, dict) or not all(isinstance(url, str) for url in urls.values()):
+            raise ValueError(f"{self.channels_file} should map channels to URLs")
+        return urls
+
+    def channel_caps(self) -> Mapping[str, Cap]:
+        """How much each channel may be given."""
+        return {**CAPS, **{channel: Cap(*cap) for channel, cap in self.caps.items()}}

@@ -1,0 +1,170 @@
+"""Run the ledger until told to stop; or rebuild what follows from it: `python -m services.ledger rebuild`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import uvloop
+
+from services.ledger import api
+from services.ledger.api import Ledger
+from services.ledger.ingesting import Ingest
+from services.ledger.leaves import ForeignLogError
+from services.ledger.projecting import Projector, RebuildLostError, rebuild
+from services.ledger.registering import Registry
+from services.ledger.replay import Cursors
+from services.ledger.settings import LedgerSettings
+from services.ledger.store import Store
+from shared.auth import Doorkeeper
+from shared.bus import STREAM, Bus, Request
+from shared.errors import BusError, UnavailableError
+from shared.streams import declared
+from shared.telemetry import configure, logger
+from shared.web import serve, stop_on_signals
+
+
+async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
+    """
+    The service, from connecting to draining.
+
+    Raises:
+        UnavailableError: there is no bus. (MongoDB may come later: the service waits, and is not ready.)
+        ForeignLogError, OSError: the configuration is wrong.
+    """
+    bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed())
+    store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
+    projector = Projector(store)
+    ingest = Ingest(bus, store, settings.origin, stored=projector.hand)
+    registry = Registry(bus)
+    ledger = Ledger(settings.origin, bus, store, ingest, projector, registry, Cursors(settings.cursor_key()))
+    stopping, settled = asyncio.Event(), asyncio.Event()
+    asked: set[asyncio.Task[None]] = set()
+
+    async def take(request: Request) -> None:
+        # In a task of its own: one that waits for its position must not hold up the others.
+        task = asyncio.create_task(api.answer_query(ledger, request))
+        asked.add(task)
+        task.add_done_callback(asked.discard)
+
+    async def ready() -> Mapping[str, str]:
+        return {"stopping": "draining"} if stopping.is_set() else await missing(ledger)
+
+    app = api.create_app(ledger, ready=ready, doorkeeper=Doorkeeper.from_file(settings.jwks_file))
+    queries = await bus.serve(api.QUERY, take, alone=True)
+    writing = asyncio.create_task(ingest.run(stopping), name="ingest")
+    folding = asyncio.create_task(projector.run(settled), name="projector")
+    following = asyncio.create_task(registry.run(settled), name="register")
+    serving = asyncio.create_task(serve(app, settings.http_host, settings.http_port, until=stopping), name="http")
+    told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
+    work: set[asyncio.Task[Any]] = {writing, folding, following, serving}
+    logger().info("ledger_started", log=settings.origin, port=settings.http_port)
+    try:
+        await asyncio.wait(told | work, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.set()
+        await queries.end()
+        await asyncio.wait({writing, serving})  # the batch at hand is finished, answers under way go out
+        settled.set()
+        await asyncio.wait({folding, following}, timeout=10)
+        if asked:
+            await asyncio.wait(asked, timeout=api.WAIT_S + 1)
+        for task in told:
+            task.cancel()
+        await bus.drain()
+        store.close()
+        logger().info("ledger_stopped")
+    for task in work:
+        if task.done():
+            task.result()  # raises what ended it
+
+
+async def missing(ledger: Ledger) -> dict[str, str]:
+    """What the ledger lacks to do its work, by name."""
+    lacks: dict[str, str] = {}
+    if not ledger.ingest.alive:
+        lacks["ingest"] = "the loop does not run"
+    elif ledger.ingest.prefix is None:
+        lacks["ingest"] = "the tail is not known yet"
+    if not ledger.bus.connected:
+        lacks["bus"] = "not connected"
+    elif ledger.bus.refused:
+        lacks["bus"] = ledger.bus.refused
+    else:
+        try:
+            config = await ledger.bus.stream_config(STREAM)
+            if config is None:
+                lacks["stream"] = f"there is no stream {STREAM}"
+            elif differs := unexpected(config):
+                lacks["stream"] = f"{STREAM} is not as declared: {', '.join(differs)}"
+        except BusError as why:
+            lacks["bus"] = str(why)
+    try:
+        await ledger.store.ping()
+    except UnavailableError as why:
+        lacks["mongodb"] = str(why)
+    return lacks
+
+
+def unexpected(config: Mapping[str, object]) -> list[str]:
+    """Settings of the stream that are not as declared; the number of replicas is the operator's choice."""
+    want = next(stream for stream in declared() if stream["name"] == STREAM)
+    return [
+        name
+        for name, value in want.items()
+        if name not in ("num_replicas", "republish") and (config.get(name) or False) != (value or False)
+    ]
+
+
+async def rebuild_cases(settings: LedgerSettings, *, as_json: bool) -> None:
+    """Make `proj_cases` again from the log and print how many cases there are."""
+    store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
+
+    def progress(done: int, of: int) -> None:
+        if not as_json:
+            sys.stdout.write(f"\r{done} / {of} leaves")
+            sys.stdout.flush()
+
+    try:
+        await store.prepare()
+        count = await rebuild(store, progress)
+        leaves = await store.size()
+    finally:
+        store.close()
+    if as_json:
+        sys.stdout.write(json.dumps({"cases": count, "leaves": leaves}) + "\n")
+    else:
+        sys.stdout.write(f"\n重建完成:{count} 件诉求 / rebuilt {count} cases from {leaves} leaves\n")
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0 when stopped or rebuilt, 1 where something stood in the way, 2 for an unknown argument."""
+    settings = LedgerSettings()
+    if arguments[:1] == ["rebuild"]:
+        try:
+            uvloop.run(rebuild_cases(settings, as_json="--json" in arguments))
+        except (UnavailableError, RebuildLostError) as why:
+            sys.stderr.write(f"{why}\n")
+            return 1
+        return 0
+    if arguments:
+        sys.stderr.write("usage: python -m services.ledger [rebuild [--json]]\n")
+        return 2
+    configure("ledger", settings.instance, format=settings.log_format, level=settings.log_level)
+
+    async def until_stopped() -> None:
+        await run(settings, stop_on_signals())
+
+    try:
+        uvloop.run(until_stopped())
+    except (UnavailableError, ForeignLogError, OSError) as why:
+        logger().error("ledger_cannot_run", why=str(why))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

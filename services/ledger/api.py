@@ -1,0 +1,317 @@
+"""HTTP and bus side of the ledger: cases, replay, summary, register."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.ledger import cases
+from services.ledger.ingesting import Ingest
+from services.ledger.leaves import GAP, KINDS, RESET
+from services.ledger.projecting import Projector
+from services.ledger.registering import Registry, as_document, digest
+from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
+from services.ledger.store import Selection, Store
+from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper
+from shared.bus import STREAM, Bus, Request
+from shared.envelope import canonical
+from shared.errors import RefusedError, UnavailableError
+from shared.facts import HUB
+from shared.problems import problem
+from shared.telemetry import logger
+from shared.web import CallerNeeded, Readiness, problems
+from shared.web import create_app as create_shared_app
+
+QUERY = "qry.*.ledger.case"
+"""Asks for one case; the district token is the asker's scope, `000000` for all."""
+WAIT_S = 2.0
+"""How long a query waits for the projection to come to a position."""
+REGISTER_BYTES_MAX = 16 * 1024 * 1024
+TIMELINE_MAX = 1000
+PAGE_MAX = 500
+READERS = ("auditor", "supervisor", "dispatcher")
+
+
+@dataclass
+class Ledger:
+    """What the routes speak for."""
+
+    origin: str
+    bus: Bus
+    store: Store
+    ingest: Ingest
+    projector: Projector
+    registry: Registry
+    cursors: Cursors
+    counted: tuple[int, int, int] = field(default=(0, 0, 0))
+    """Epoch, sequence and how many leaves were counted up to there: the log below never changes."""
+
+
+async def find_case(
+    ledger: Ledger,
+    *,
+    id: str | None = None,
+    tracking_hash: str | None = None,
+    position: int | None = None,
+    scope: str = HUB,
+) -> dict[str, Any]:
+    """
+    A case with its timeline, read-your-writes where a position is given: waits up to 2 s for the projection.
+
+    Args:
+        scope: the district for whom: the case and each entry of the timeline must list it; `000000` or `*` sees all.
+    Returns: `case`, `as_of` (the source sequence of the projection) and whether that is `stale`, before the position.
+    Raises:
+        RefusedError: `not_found`, `foreign_district`.
+    """
+    reached = position is None or await ledger.projector.wait_for(position, WAIT_S)
+    as_of = ledger.projector.at.sequence
+    document = await ledger.store.case(id=id, tracking_hash=tracking_hash)
+    if document is None:
+        raise RefusedError("not_found", what=id or "case")
+    everything = scope in (HUB, EVERYWHERE)
+    if not everything and scope not in document["districts"]:
+        raise RefusedError("foreign_district", district=document["district"], yours=scope)
+    seen = Selection(request=document["_id"], kinds=("event",))
+    found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
+    timeline = [cases.entry(index, orjson.loads(leaf)) for index, leaf in found if everything or _lists(leaf, scope)]
+    return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
+
+
+async def answer_query(ledger: Ledger, request: Request) -> None:
+    """Answer `qry.<district>.ledger.case`: `{"case", "as_of", "stale"}`, or `{"problem"}`."""
+    try:
+        try:
+            asked = orjson.loads(request.data)
+            id_, tracking_hash, position = asked.get("id"), asked.get("tracking_hash"), asked.get("position")
+            if (id_ is None) == (tracking_hash is None) or not isinstance(id_ or tracking_hash, str):
+                raise RefusedError("invalid", field="id", why="either id or tracking_hash")
+            if position is not None and type(position) is not int:
+                raise RefusedError("invalid", field="position", why="an integer or null")
+        except (orjson.JSONDecodeError, AttributeError):
+            raise RefusedError("invalid_json") from None
+        scope = request.subject.split(".")[1]
+        answer = await find_case(ledger, id=id_, tracking_hash=tracking_hash, position=position, scope=scope)
+    except RefusedError as why:
+        answer = {"problem": problem(why)}
+    except UnavailableError as why:
+        logger().warning("query_failed", why=str(why))
+        answer = {"problem": problem(RefusedError("unavailable", retry_after=2))}
+    await request.answer(canonical(answer))
+
+
+async def summary(ledger: Ledger) -> dict[str, Any]:
+    """
+    The ledger in numbers, of the present source where they are about sequences.
+
+    `complete`: every number of the stream up to `last_sequence` has its own leaf or lies in a gap leaf, counted in the store.
+    """
+    size = await ledger.store.size()
+    rare = await ledger.store.rare(below=size)
+    many = {kind: sum(n for found, n, _ in rare if found == kind) for kind in KINDS}
+    epoch, base, covered, gaps_here = 0, 0, 0, 0
+    created = ""
+    for kind, _, leaf in rare:
+        if leaf is None:
+            continue
+        document = orjson.loads(leaf)
+        if kind == RESET:
+            epoch, base, covered, gaps_here = document["src"]["epoch"], document["src"]["seq"], 0, 0
+        elif kind == GAP:
+            covered += document["gap"]["to"] - document["gap"]["from"] + 1
+            gaps_here += 1
+        created = document["src"]["created"]
+    last = base
+    tail = await ledger.store.read(Selection(), size - 1, size, 1) if size else []
+    if tail:
+        document = orjson.loads(tail[0][1])
+        created = document["src"]["created"]
+        last = document["gap"]["to"] if document["kind"] == GAP else document["src"]["seq"]
+    if ledger.counted[0] != epoch:
+        ledger.counted = (epoch, base, 0)
+    _, before, counted = ledger.counted
+    before = max(before, base)
+    if last > before:
+        counted += await ledger.store.sequenced(epoch, before, last)
+        ledger.counted = (epoch, last, counted)
+    try:
+        stream_last: int | None = (await ledger.bus.state()).last
+    except UnavailableError:
+        stream_last = None
+    return {
+        "log": ledger.origin,
+        "leaves": size,
+        "facts": size - sum(many.values()),
+        "gaps": many["gap"],
+        "rejects": many["reject"],
+        "dups": many["dup"],
+        "conflicts": many["conflict"],
+        "resets": many["reset"],
+        "last_sequence": last,
+        "source": {"stream": STREAM, "created": created, "epoch": epoch},
+        "stream_last_sequence": stream_last,
+        "projected_sequence": ledger.projector.at.sequence,
+        "complete": counted - gaps_here + covered == last - base,
+    }
+
+
+def district_of(caller: Caller, asked: str | None) -> str | None:
+    """
+    Whose cases a caller gets: those of the district asked for, or all of their own; None for everybody's.
+
+    Raises:
+        RefusedError: `foreign_district`; `forbidden` for a token without a district.
+    """
+    if not caller.district:
+        raise RefusedError("forbidden", need="district")
+    if asked is None:
+        return None if caller.district == EVERYWHERE else caller.district
+    if not caller.of(asked):
+        raise RefusedError("foreign_district", district=asked, yours=caller.district)
+    return asked
+
+
+class Application(BaseModel):
+    """A register document, and why it is applied."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    document: dict[str, Any]
+    why: str = Field("", max_length=200)
+
+
+District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
+AreaGiven = Annotated[str | None, Query(max_length=40)]
+
+
+def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> FastAPI:
+    """The ledger's HTTP side."""
+    app = create_shared_app(
+        "派单台账 / Paidan ledger", ready=ready, doorkeeper=doorkeeper, body_bytes_max=REGISTER_BYTES_MAX
+    )
+    barred = problems("unauthenticated", "forbidden", "foreign_district")
+
+    @app.get("/v1/cases", tags=["cases"], summary="诉求列表,新者在前 / cases, newest first", responses=barred)
+    async def list_cases(
+        caller: CallerNeeded,
+        district: District = None,
+        state: Annotated[cases.State | None, Query()] = None,
+        area: AreaGiven = None,
+        item: Annotated[str | None, Query(max_length=48)] = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
+        cursor: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        caller.need(*READERS, "clerk")
+        whose = district_of(caller, district)
+        by = {name: value for name, value in (("state", state), ("area", area), ("item", item)) if value is not None}
+        question = {"cases": by, "district": whose or EVERYWHERE}
+        below = ledger.cursors.open(question, cursor)[0] if cursor else None
+        found = await ledger.store.list_cases(by, district=whose, below=below, limit=limit + 1)
+        page, more = found[:limit], len(found) > limit
+        return _json(
+            {
+                "cases": [cases.shown(document) for document in page],
+                "next": ledger.cursors.seal(question, page[-1]["first"]) if more else None,
+                "as_of": ledger.projector.at.sequence,
+            }
+        )
+
+    @app.get(
+        "/v1/cases/{id}",
+        tags=["cases"],
+        summary="诉求全程 / one case with its timeline",
+        responses={**barred, **problems("not_found")},
+    )
+    async def one_case(
+        caller: CallerNeeded,
+        id: str,
+        position: Annotated[int | None, Query(ge=0, description="read-your-writes: wait for this sequence")] = None,
+    ) -> Response:
+        caller.need(*READERS, "clerk")
+        scope = district_of(caller, None) or EVERYWHERE
+        return _json(await find_case(ledger, id=id, position=position, scope=scope))
+
+    @app.get(
+        "/v1/events",
+        tags=["replay"],
+        summary="账本重放 NDJSON / replay as NDJSON with header and trailer",
+        responses={**barred, **problems("bad_cursor")},
+    )
+    async def replay(
+        caller: CallerNeeded,
+        since: Annotated[int, Query(alias="from", ge=0)] = 0,
+        to: Annotated[int | None, Query(ge=0)] = None,
+        district: District = None,
+        area: AreaGiven = None,
+        request: Annotated[str | None, Query(max_length=200)] = None,
+        type: Annotated[str | None, Query(max_length=500, description="task.offered,task.accepted")] = None,
+        kinds: Annotated[str, Query(description="event (default), some of them, or all")] = "event",
+        limit: Annotated[int | None, Query(ge=1)] = None,
+        cursor: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> StreamingResponse:
+        caller.need(*READERS)
+        own = district_of(caller, district if district != HUB else None)
+        if kinds != "all" and not set(kinds.split(",")) <= {*KINDS}:
+            raise RefusedError("invalid", field="kinds", why=f"some of {', '.join(KINDS)}, or all")
+        asked = Replay(
+            log=ledger.origin,
+            selection=Selection(
+                scopes=None if caller.district == EVERYWHERE or own is None else scopes_of(caller.district),
+                district=district,
+                area=area,
+                request=request,
+                types=types_named(type.split(",")) if type else None,
+                kinds=None if kinds == "all" else tuple(sorted(set(kinds.split(",")))),
+            ),
+            size=0,
+            since=since,
+            to=to,
+            limit=limit,
+        )
+        if cursor is not None:
+            since, size = ledger.cursors.open(asked.question, cursor)
+        else:
+            size = await ledger.store.size()
+        pinned = Replay(asked.log, asked.selection, size, since, to, limit)
+        return StreamingResponse(lines(ledger.store, pinned, ledger.cursors), media_type="application/x-ndjson")
+
+    @app.get("/v1/ledger", tags=["replay"], summary="账本概况 / the ledger in numbers", responses=barred)
+    async def in_numbers(caller: CallerNeeded) -> Response:
+        caller.need(*ROLES)
+        return _json(await summary(ledger))
+
+    @app.post(
+        "/v1/register",
+        tags=["register"],
+        summary="导入台账 / apply a register document",
+        responses={**barred, **problems("invalid", "stale_register", "unavailable")},
+    )
+    async def apply_register(
+        caller: CallerNeeded, body: Application, dry_run: Annotated[bool, Query()] = False
+    ) -> Response:
+        caller.need("admin")
+        answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, dry_run=dry_run)
+        logger().info("register_applied", by=caller.actor, facts=answer["facts"], applied=answer["applied"])
+        return _json(answer)
+
+    @app.get("/v1/register", tags=["register"], summary="现行台账 / the register as a document", responses=barred)
+    async def read_register(caller: CallerNeeded) -> Response:
+        caller.need(*ROLES)
+        register = await ledger.registry.current()
+        return _json(as_document(register), {"ETag": f'"{digest(register)}"'})
+
+    return app
+
+
+def _json(content: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(canonical(content), media_type="application/json", headers=dict(headers or {}))
+
+
+def _lists(leaf: bytes, district: str) -> bool:
+    return any(scope["d"] in (district, HUB) for scope in orjson.loads(leaf)["scopes"])

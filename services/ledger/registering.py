@@ -1,0 +1,434 @@
+"""
+The register (台账): from a document to facts.
+
+A document names entries; those that differ from what the register says become facts, the others are left alone, and so are
+entries that it does not name: nothing in a register is ever forgotten, it is given another date or other words. Applying a
+document twice therefore changes nothing. Facts are committed in atomic batches that end with `register.applied`, which is also
+the fence: of two who apply at the same time one is told that the register has moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.bus import Bus, Fence, Message
+from shared.envelope import Envelope, canonical, decode
+from shared.errors import ConflictError, MalformedError, RefusedError, UnavailableError
+from shared.facts import (
+    HUB,
+    NOWHERE,
+    AgreementSet,
+    AreaSet,
+    CalendarSet,
+    DistrictSet,
+    ItemSet,
+    Limits,
+    PolicySet,
+    RegisterApplied,
+    RegisterFact,
+    UrgencySet,
+    instant,
+    plain,
+)
+from shared.ids import derived_id
+from shared.register import SUBJECTS, Register, evolve
+from shared.telemetry import logger
+
+FACTS_MAX = 999
+"""Of one batch, before its `register.applied`."""
+APPLIED = f"evt.{HUB}.ledger.{NOWHERE}.register.applied"
+CALENDAR_ALWAYS = "always"
+"""Known without being set: day and night."""
+WAIT_S = 5.0
+
+SECTIONS: Mapping[str, type[RegisterFact]] = {
+    "districts": DistrictSet,
+    "calendars": CalendarSet,
+    "areas": AreaSet,
+    "agreements": AgreementSet,
+    "items": ItemSet,
+    "urgency": UrgencySet,
+    "policies": PolicySet,
+}
+"""In the order in which facts are published: what others refer to comes first."""
+
+
+class Document(BaseModel):
+    """What a register document may hold: under each key entries with the fields of the fact of that kind, all optional."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    districts: tuple[DistrictSet, ...] = ()
+    calendars: tuple[CalendarSet, ...] = ()
+    areas: tuple[AreaSet, ...] = ()
+    agreements: tuple[AgreementSet, ...] = ()
+    items: tuple[ItemSet, ...] = ()
+    urgency: tuple[UrgencySet, ...] = ()
+    policies: tuple[PolicySet, ...] = ()
+
+    def entries(self) -> Iterable[tuple[str, RegisterFact]]:
+        """Every entry with its path (`areas.3`), in the order of `SECTIONS`."""
+        for section in SECTIONS:
+            for n, entry in enumerate(getattr(self, section)):
+                yield f"{section}.{n}", entry
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a document beside the register: `+` new, `~` other fields, `=` the same."""
+
+    change: str
+    what: str
+    fact: RegisterFact
+    fields: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, Any]:
+        """As the caller hears it."""
+        return {"change": self.change, "what": self.what, **({"fields": list(self.fields)} if self.fields else {})}
+
+
+# --- pure -------------------------------------------------------------------------------------------------------------
+
+
+def read(document: Any) -> Document:
+    """
+    The document in plain data.
+
+    Raises:
+        RefusedError: `invalid`; `field` names entry and field (`areas.3.served_by`), `why` the first thing wrong, `count` how many.
+    """
+    try:
+        return Document.model_validate(document)
+    except ValidationError as why:
+        errors = why.errors(include_url=False, include_input=False)
+        path = ".".join(map(str, errors[0]["loc"])) or "document"
+        raise RefusedError("invalid", field=path, why=f"{path}: {errors[0]['msg']}", count=len(errors)) from None
+
+
+def diff(register: Register, document: Document) -> list[Change]:
+    """
+    What a document would change, entry by entry.
+
+    Raises:
+        RefusedError: `invalid`: an entry refers to what neither the register nor the document has, or contradicts itself.
+    """
+    after = register
+    seen: dict[Any, str] = {}
+    changes = []
+    for path, entry in document.entries():
+        key = _key(entry)
+        if key in seen:
+            raise _invalid(path, f"the same entry as {seen[key]}")
+        seen[key] = path
+        before = _current(register, entry)
+        if before == entry:
+            changes.append(Change("=", _what(entry), entry))
+        elif before is None:
+            changes.append(Change("+", _what(entry), entry))
+        else:
+            differ = tuple(name for name in type(entry).model_fields if getattr(before, name) != getattr(entry, name))
+            changes.append(Change("~", _what(entry), entry, differ))
+        after = evolve(after, entry)
+    for path, entry in document.entries():
+        _check(after, path, entry)
+    return changes
+
+
+def as_document(register: Register) -> dict[str, list[Any]]:
+    """The register as the document that would make it from nothing, every version of every area."""
+    entries: dict[str, Iterable[RegisterFact]] = {
+        "districts": _sorted(register.districts),
+        "calendars": _sorted(register.calendars),
+        "areas": [version for versions in _sorted(register.areas) for version in versions],
+        "agreements": _sorted(register.agreements),
+        "items": _sorted(register.items),
+        "urgency": _sorted(register.urgency),
+        "policies": _sorted(register.policies),
+    }
+    return {section: list(facts) for section, facts in entries.items()}
+
+
+def digest(register: Register) -> str:
+    """What names this state of the register: the same however it was reached."""
+    return sha256(canonical(as_document(register))).hexdigest()
+
+
+def batches(changes: Sequence[Change]) -> list[list[RegisterFact]]:
+    """The facts to commit, in batches; empty where nothing changes."""
+    facts = [change.fact for change in changes if change.change != "="]
+    return [facts[n : n + FACTS_MAX] for n in range(0, len(facts), FACTS_MAX)]
+
+
+def _check(register: Register, path: str, entry: RegisterFact) -> None:
+    match entry:
+        case DistrictSet():
+            _check_zone(f"{path}.zone", entry.zone)
+        case CalendarSet():
+            _check_calendar(path, entry)
+        case AreaSet():
+            for name in ("located_in", "administered_by", "served_by"):
+                _refer(f"{path}.{name}", getattr(entry, name), register.districts, "district")
+            if entry.parent is not None:
+                _refer(f"{path}.parent", entry.parent, register.areas, "area")
+                _check_ancestors(register, path, entry)
+            for n, ring in enumerate(entry.polygon):
+                if len(ring) < 3 or any(abs(lon) > 1_800_000_000 or abs(lat) > 900_000_000 for lon, lat in ring):
+                    raise _invalid(f"{path}.polygon.{n}", "a ring has at least 3 points, [lon, lat] in 1e-7 degrees")
+        case AgreementSet():
+            _refer(f"{path}.area", entry.area, register.areas, "area")
+            for n, party in enumerate(entry.parties):
+                _refer(f"{path}.parties.{n}", party, register.districts, "district")
+            if entry.lead not in entry.parties:
+                raise _invalid(f"{path}.lead", f"{entry.lead} is not one of the parties")
+            if entry.valid_to is not None and entry.valid_to < entry.valid_from:
+                raise _invalid(f"{path}.valid_to", "it ends before it begins")
+        case ItemSet():
+            _check_limits(f"{path}.limits", entry.limits)
+        case PolicySet():
+            _refer(f"{path}.district", entry.district, {**register.districts, HUB: None}, "district")
+            _refer(f"{path}.calendar", entry.calendar, {**register.calendars, CALENDAR_ALWAYS: None}, "calendar")
+            if entry.offer.amount == 0 or entry.waves == 0:
+                raise _invalid(f"{path}.offer", "an offer needs time, and at least one wave")
+            if entry.quiet is not None and max(entry.quiet) > 1440:
+                raise _invalid(f"{path}.quiet", "minutes of the day, 1440 at most")
+        case _:
+            pass
+
+
+def _check_calendar(path: str, calendar: CalendarSet) -> None:
+    _check_zone(f"{path}.zone", calendar.zone)
+    spans = sorted(calendar.hours)
+    if not spans or any(since >= until or until > 1440 for since, until in spans):
+        raise _invalid(f"{path}.hours", "spans [since, until] in minutes of the day, 1440 at most")
+    if any(before[1] > behind[0] for before, behind in itertools.pairwise(spans)):
+        raise _invalid(f"{path}.hours", "spans overlap")
+    if not calendar.workdays or any(not 1 <= day <= 7 for day in calendar.workdays):
+        raise _invalid(f"{path}.workdays", "1 (Monday) to 7 (Sunday), at least one")
+
+
+def _check_limits(path: str, limits: Limits) -> None:
+    steps = [(name, getattr(limits, name)) for name in ("sign", "contact", "handle", "life")]
+    for name, limit in steps:
+        if limit.amount == 0:
+            raise _invalid(f"{path}.{name}.amount", "at least 1")
+    for (name, limit), (later, beside) in itertools.pairwise(steps):
+        if limit.unit == beside.unit and limit.amount > beside.amount:
+            raise _invalid(f"{path}.{later}", f"shorter than {name}")
+
+
+def _check_ancestors(register: Register, path: str, area: AreaSet) -> None:
+    seen, above = {area.area}, area.parent
+    while above is not None:
+        if above in seen:
+            raise _invalid(f"{path}.parent", f"{above} lies in itself")
+        seen.add(above)
+        versions = register.areas.get(above)
+        above = versions[-1].parent if versions else None
+
+
+def _check_zone(path: str, zone: str) -> None:
+    try:
+        ZoneInfo(zone)
+    except (ValueError, OSError):
+        raise _invalid(path, f"no such time zone: {zone}") from None
+
+
+def _refer(path: str, key: str, among: Mapping[str, Any], kind: str) -> None:
+    if key not in among:
+        raise _invalid(path, f"there is no {kind} {key}, neither in the document nor in the register")
+
+
+def _invalid(path: str, why: str) -> RefusedError:
+    return RefusedError("invalid", field=path, why=f"{path}: {why}")
+
+
+def _key(entry: RegisterFact) -> tuple[Any, ...]:
+    key: tuple[Any, ...] = (type(entry).name, getattr(entry, entry.key))
+    return (*key, entry.valid_from) if isinstance(entry, AreaSet) else key
+
+
+def _what(entry: RegisterFact) -> str:
+    kind = type(entry).name.removeprefix("register.").removesuffix("_set")
+    since = f" from {entry.valid_from}" if isinstance(entry, AreaSet) else ""
+    return f"{kind} {getattr(entry, entry.key)}{since}"
+
+
+def _current(register: Register, entry: RegisterFact) -> RegisterFact | None:
+    found: RegisterFact | None = None
+    match entry:
+        case DistrictSet():
+            found = register.districts.get(entry.district)
+        case CalendarSet():
+            found = register.calendars.get(entry.calendar)
+        case AreaSet():
+            versions = register.areas.get(entry.area, ())
+            found = next((version for version in versions if version.valid_from == entry.valid_from), None)
+        case AgreementSet():
+            found = register.agreements.get(entry.agreement)
+        case ItemSet():
+            found = register.items.get(entry.item)
+        case UrgencySet():
+            found = register.urgency.get(entry.urgency)
+        case PolicySet():
+            found = register.policies.get(entry.district)
+    return found
+
+
+def _sorted(entries: Mapping[Any, Any]) -> list[Any]:
+    return [entries[key] for key in sorted(entries)]
+
+
+# --- the shell ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Registry:
+    """
+    The register as it stands on the bus, and the one way to change it.
+
+    Attributes:
+        sequence: of the last `register.applied` folded in; the fence of the next change.
+    """
+
+    bus: Bus
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    register: Register = field(default_factory=Register)
+    sequence: int = 0
+    _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the register until told to stop."""
+        reader = self.bus.reader([SUBJECTS], after=0)
+        try:
+            while not stop.is_set():
+                deliveries = await reader.wait(0.5)
+                register, sequence = self.register, self.sequence
+                for delivery in deliveries:
+                    try:
+                        register = evolve(register, decode(delivery.subject, delivery.data).fact)
+                    except MalformedError as why:
+                        logger().error("register_fact_ignored", sequence=delivery.sequence, why=str(why))
+                    if delivery.subject == APPLIED:
+                        sequence = delivery.sequence
+                if deliveries:
+                    async with self._moved:
+                        self.register, self.sequence = register, sequence
+                        self._moved.notify_all()
+        finally:
+            await reader.close()
+
+    async def current(self) -> Register:
+        """
+        The register as it is now, not as it was when we last heard.
+
+        Raises:
+            UnavailableError: the bus does not say so in time.
+        """
+        last = await self.bus.last(APPLIED)
+        await self._wait_for(last.sequence if last else 0)
+        return self.register
+
+    async def apply(self, document: Any, *, why: str, by: str, dry_run: bool = False) -> dict[str, Any]:
+        """
+        Bring the register to a document, or say what that would change.
+
+        Args:
+            by: the actor.
+        Returns: `changes facts digest applied sequence`.
+        Raises:
+            RefusedError: `invalid`, or `stale_register` where somebody else was first.
+            UnavailableError: the bus is away; what was applied stays, the rest can be sent again.
+        """
+        wanted = read(document)
+        register = await self.current()
+        fence = self.sequence
+        changes = diff(register, wanted)
+        todo = batches(changes)
+        now = instant(self.now())
+        applied = not dry_run and bool(todo)
+        after = register
+        encoded = []
+        for batch in todo:
+            for fact in batch:
+                after = evolve(after, fact)
+            encoded.append((batch, digest(after)))
+        if applied:
+            messages = [
+                _messages(batch, state, base=fence, n=n, now=now, by=by, why=why)
+                for n, (batch, state) in enumerate(encoded)
+            ]
+            for batch_messages in messages:
+                fence = await self._commit(batch_messages, fence)
+            await self._wait_for(fence)
+        return {
+            "changes": [change.told() for change in changes],
+            "facts": sum(map(len, todo)),
+            "digest": digest(after),
+            "applied": applied,
+            "sequence": fence,
+        }
+
+    async def _wait_for(self, sequence: int) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S), self._moved:
+                await self._moved.wait_for(lambda: self.sequence >= sequence)
+        except TimeoutError:
+            raise UnavailableError(f"the register has not come to sequence {sequence}") from None
+
+    async def _commit(self, messages: Sequence[Message], fence: int) -> int:
+        """One batch; looks for itself where the answer was lost, and tries again where it was not stored."""
+        tries: set[str] = set()
+        ends = time.monotonic() + 2 * WAIT_S
+        while True:
+            batch = uuid4().hex
+            tries.add(batch)
+            try:
+                return await self.bus.commit(messages, fence=Fence(APPLIED, fence), batch=batch)
+            except (ConflictError, UnavailableError) as why:
+                stored = await self._look(ends)
+                if stored is not None and stored[1] in tries:
+                    return stored[0]
+                if (stored[0] if stored else 0) != fence:
+                    raise RefusedError("stale_register") from None
+                if time.monotonic() > ends:
+                    raise UnavailableError(f"the register could not be stored: {why}") from None
+                await asyncio.sleep(0.2)
+
+    async def _look(self, ends: float) -> tuple[int, str | None] | None:
+        """Sequence and batch of the last `register.applied`."""
+        while True:
+            try:
+                last = await self.bus.last(APPLIED)
+                return (last.sequence, last.batch) if last else None
+            except UnavailableError:
+                if time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.2)
+
+
+def _messages(
+    facts: Sequence[RegisterFact], state: str, *, base: int, n: int, now: datetime, by: str, why: str
+) -> list[Message]:
+    """A batch as it is published. Ids follow from what it is based on and what it says."""
+    marker = RegisterApplied(by=by, why=why, digest=state, facts=len(facts))
+    messages = []
+    for fact in (*facts, marker):
+        area = fact.area if isinstance(fact, AreaSet | AgreementSet) else NOWHERE
+        about = sha256(canonical(plain(fact))).hexdigest()
+        envelope = Envelope(derived_id("register", base, n, fact.name, about), HUB, area, now, fact, HUB, actor=by)
+        try:
+            messages.append(Message(envelope.subject, envelope.encode()))
+        except ValueError as too_large:
+            raise RefusedError("invalid", field=_what(fact), why=f"{_what(fact)}: {too_large}") from None
+    return messages

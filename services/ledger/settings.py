@@ -1,0 +1,26 @@
+"""The environment of the ledger, read once."""
+
+from __future__ import annotations
+
+import secrets
+
+from pydantic import Field, SecretStr
+
+from shared.settings import ServiceSettings
+
+
+class LedgerSettings(ServiceSettings):
+    """`MONGODB_URI`, `PAIDAN_ORIGIN`, `PAIDAN_DATABASE`, beside what every service reads."""
+
+    mongodb_uri: SecretStr = Field(
+        SecretStr("mongodb://127.0.0.1:27017/?replicaSet=rs0"), validation_alias="MONGODB_URI"
+    )
+    database: str = "paidan"
+    origin: str = "paidan.local/main/1"
+    """The log's name: it is in every leaf. A new city or year is a new origin, in a database of its own."""
+
+    def cursor_key(self) -> bytes:
+        """What cursors are authenticated with; without secrets one that lives as long as this process."""
+        if self.secrets_dir is None:
+            return secrets.token_bytes(32)
+        return self.secret("ledger_cursor_secret").get_secret_value().encode()

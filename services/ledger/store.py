@@ -1,0 +1,424 @@
+"""
+MongoDB, and the one module of the project that knows its driver.
+
+The log is only ever appended to: ordered, acknowledged by a majority and journaled, so that a crash leaves a dense prefix.
+Every call has a deadline (`DEADLINE_S`, or what it is given), which the driver also hands to the server as `maxTimeMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import orjson
+import pymongo
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne, WriteConcern
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from services.ledger import leaves
+from services.ledger.leaves import First, Leaf
+from shared.errors import PaidanError, UnavailableError
+
+DEADLINE_S = 10.0
+DUPLICATE_KEY = 11000
+NAMESPACE_NOT_FOUND = 26
+RARE = ["conflict", "dup", "gap", "reject", "reset"]
+
+EVENT_INDEXES = (
+    IndexModel({"src": 1, "sseq": 1}, name="source", unique=True, partialFilterExpression={"sseq": {"$exists": True}}),
+    IndexModel({"eid": 1}, name="event_id", unique=True, partialFilterExpression={"k": "event"}),
+    IndexModel({"case": 1, "_id": 1}, name="case", partialFilterExpression={"case": {"$exists": True}}),
+    IndexModel({"ds": 1, "_id": 1}, name="district", partialFilterExpression={"ds": {"$exists": True}}),
+    # Holds next to nothing, and makes the ledger's summary a look-up.
+    IndexModel({"k": 1, "_id": 1}, name="rare", partialFilterExpression={"k": {"$in": RARE}}),
+)
+CASE_INDEXES = (
+    IndexModel({"districts": 1, "first": -1}, name="district"),
+    IndexModel({"first": -1}, name="first"),
+    IndexModel({"tracking_hash": 1}, name="tracking", partialFilterExpression={"tracking_hash": {"$exists": True}}),
+)
+
+
+class StoreUnavailableError(UnavailableError):
+    """MongoDB did not answer in time, or has no primary: what was sent may still have been stored."""
+
+
+class CollisionError(PaidanError):
+    """
+    A leaf could not be appended, and those behind it were not tried.
+
+    Attributes:
+        event_id: whether the event's id is already in the log (a repeat); otherwise another writer was first.
+        at: the position in the batch.
+    """
+
+    def __init__(self, *, event_id: bool, at: int) -> None:
+        super().__init__(
+            f"leaf {at} of the batch: {'its event id is known' if event_id else 'another writer was first'}"
+        )
+        self.event_id = event_id
+        self.at = at
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """
+    Which leaves somebody wants; None: all.
+
+    Attributes:
+        scopes: leaves that list one of these districts.
+        types: full types, or names of facts (`task.offered`) of any version.
+    """
+
+    scopes: tuple[str, ...] | None = None
+    district: str | None = None
+    area: str | None = None
+    request: str | None = None
+    types: tuple[str, ...] | None = None
+    kinds: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """
+    How far a projection goes.
+
+    Attributes:
+        position: the index of the next leaf to fold.
+        sequence: the source's sequence up to there.
+        generation: moves whenever somebody rebuilds it.
+        paused: a rebuild is under way; the value moves while it lives.
+    """
+
+    position: int = 0
+    sequence: int = 0
+    generation: int = 0
+    paused: int | None = None
+
+
+class Store:
+    """One database. Make it with `Store.connect`; `prepare` makes its indexes."""
+
+    def __init__(self, client: AsyncIOMotorClient[dict[str, Any]], database: str) -> None:
+        self._client = client
+        self._database = client.get_database(database)
+        durable = WriteConcern(w="majority", j=True)
+        self._events = self._database.get_collection(
+            "events", write_concern=durable, read_concern=ReadConcern("majority")
+        )
+        self._rejects = self._database.get_collection("rejects", write_concern=durable)
+        # Projections can be made again from the log: they do not wait for the disk.
+        self._cases = self._database.get_collection("proj_cases", write_concern=WriteConcern(w=1))
+        self._projections = self._database.get_collection("proj_state", write_concern=WriteConcern(w=1))
+
+    @classmethod
+    def connect(cls, uri: str, database: str) -> Self:
+        """The store behind this address; nothing is asked yet."""
+        client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
+            uri,
+            timeoutMS=round(DEADLINE_S * 1000),
+            serverSelectionTimeoutMS=2000,
+            connectTimeoutMS=2000,
+            appname="paidan-ledger",
+            tz_aware=True,
+        )
+        return cls(client, database)
+
+    async def prepare(self) -> None:
+        """Make the collections and indexes that are missing. Raises StoreUnavailableError."""
+        with _asking(60):
+            await self._events.create_indexes(list(EVENT_INDEXES))
+            await self._cases.create_indexes(list(CASE_INDEXES))
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailableError where no primary answers within 2 s."""
+        with _asking(2):
+            await self._client.admin.command("ping")
+
+    def close(self) -> None:
+        """End it."""
+        self._client.close()
+
+    # --- the log ----------------------------------------------------------------------------------------------------
+
+    async def append(self, batch: Sequence[Leaf]) -> None:
+        """
+        Store these leaves, in order, for good.
+
+        Raises:
+            CollisionError: the leaves before it are stored.
+            StoreUnavailableError: outcome unknown: read the tail.
+        """
+        raws = [{"_id": raw_id(leaf), "b": leaf.raw} for leaf in batch if leaf.raw is not None]
+        with _asking():
+            if raws:
+                await _insert_new(self._rejects, raws)
+            try:
+                await self._events.insert_many(map(_document, batch), ordered=True)
+            except BulkWriteError as why:
+                errors = why.details["writeErrors"] if why.details else []
+                if not errors or errors[0]["code"] != DUPLICATE_KEY:
+                    raise
+                raise CollisionError(event_id="eid" in errors[0].get("keyPattern", {}), at=errors[0]["index"]) from None
+
+    async def tail(self) -> tuple[bytes | None, int]:
+        """The last leaf, and `recorded` (ns) of the last that is not late."""
+        with _asking():
+            last: bytes | None = None
+            async for found in self._events.find({}, {"b": 1}).sort("_id", DESCENDING).batch_size(2):
+                last = last or found["b"]
+                if b'"late":true,' not in found["b"] or "late" not in orjson.loads(found["b"]):
+                    return last, leaves.recorded_ns(orjson.loads(found["b"])["recorded"])
+            return last, 0
+
+    async def size(self) -> int:
+        """How many leaves there are."""
+        with _asking():
+            found = await self._events.find_one({}, {"_id": 1}, sort=[("_id", DESCENDING)])
+        return found["_id"] + 1 if found else 0
+
+    async def scope_counts(self) -> dict[str, int]:
+        """Events per district."""
+        counts: dict[str, int] = {}
+        last = ""
+        with _asking():
+            # One look-up per district: the index's first entry behind the last one.
+            while (
+                found := await self._events.find({"ds": {"$gt": last}}, {"ds": 1}, hint="district").limit(1).to_list(1)
+            ):
+                last = min(district for district in found[0]["ds"] if district > last)
+                counts[last] = await self.ordinal(district=last)
+        return counts
+
+    async def case_counts(self, cases: Sequence[str]) -> dict[str, int]:
+        """Events per request, of those that have any."""
+        with _asking():
+            groups = self._events.aggregate(
+                [{"$match": {"case": {"$in": list(cases)}}}, {"$group": {"_id": "$case", "n": {"$sum": 1}}}],
+                hint="case",
+            )
+            return {group["_id"]: group["n"] async for group in groups}
+
+    async def ordinal(
+        self, *, district: str | None = None, request: str | None = None, below: int | None = None
+    ) -> int:
+        """How many events of a district or a request lie below an index: read from the last one's own ordinal."""
+        by: dict[str, Any] = {"ds": district} if district is not None else {"case": request}
+        if below is not None:
+            by["_id"] = {"$lt": below}
+        with _asking():
+            found = await self._events.find_one(by, {"b": 1}, sort=[("_id", DESCENDING)])
+        if found is None:
+            return 0
+        leaf = orjson.loads(found["b"])
+        if district is None:
+            return int(leaf["case"]["n"])
+        return int(next(scope["n"] for scope in leaf["scopes"] if scope["d"] == district))
+
+    async def known(self, event_ids: Sequence[str]) -> dict[str, First]:
+        """The first events with these ids, of those that are in the log."""
+        with _asking():
+            found = self._events.find({"eid": {"$in": list(event_ids)}, "k": "event"}, {"b": 1, "eid": 1})
+            return {document["eid"]: leaves.first(document["b"]) async for document in found}
+
+    async def at_or_before(self, epoch: int, sequence: int) -> bytes | None:
+        """The leaf of this source with the largest sequence that is not larger; None where there is none."""
+        with _asking():
+            found = await self._events.find_one(
+                {"src": epoch, "sseq": {"$lte": sequence}}, {"b": 1}, sort=[("sseq", DESCENDING)]
+            )
+        return bytes(found["b"]) if found else None
+
+    async def sequenced(self, epoch: int, after: int, until: int) -> int:
+        """How many leaves of a source have a sequence in (after, until]; a gap counts as one."""
+        with _asking(60):
+            by = {"src": epoch, "sseq": {"$gt": after, "$lte": until}}
+            return int(await self._events.count_documents(by, hint="source"))
+
+    async def rare(self, *, since: int = 0, below: int | None = None) -> list[tuple[str, int, bytes | None]]:
+        """Kind and number of all leaves that are no events in a range of indices; of gaps and resets each one, with its bytes."""
+        span: dict[str, int] = {"$gte": since} | ({"$lt": below} if below is not None else {})
+        with _asking(60):
+            counted = [
+                (kind, await self._events.count_documents({"k": kind, "_id": span}, hint="rare"), None)
+                for kind in ("conflict", "dup", "reject")
+            ]
+            found = self._events.find({"k": {"$in": ["gap", "reset"]}, "_id": span}, {"b": 1, "k": 1}).sort(
+                "_id", ASCENDING
+            )
+            return [*counted, *[(document["k"], 1, bytes(document["b"])) async for document in found]]
+
+    async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
+        """Leaves with since ≤ index < below, oldest first: index and bytes as they were stored."""
+        with _asking(30):
+            found = self._events.find(_query(selection, since, below), {"b": 1}).sort("_id", ASCENDING).limit(limit)
+            return [(document["_id"], document["b"]) for document in await found.batch_size(limit).to_list(limit)]
+
+    # --- projections ------------------------------------------------------------------------------------------------
+
+    async def projected(self, name: str) -> Projected:
+        """How far a projection goes; the zero of all things where it was never made."""
+        with _asking():
+            found = await self._projections.find_one({"_id": name})
+        if found is None:
+            return Projected()
+        return Projected(found["position"], found["sequence"], found["generation"], found.get("paused"))
+
+    async def move_projected(self, name: str, to: Projected, *, was: Projected) -> bool:
+        """Note how far it goes now; False where somebody else has rebuilt it or holds it meanwhile."""
+        document = {"position": to.position, "sequence": to.sequence, "generation": to.generation, "paused": to.paused}
+        by = {"_id": name, "generation": was.generation, "paused": was.paused}
+        with _asking():
+            try:
+                done = await self._projections.replace_one(by, {"_id": name, **document}, upsert=was.generation == 0)
+            except DuplicateKeyError:
+                return False
+        return bool(done.matched_count or done.upserted_id)
+
+    async def cases(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        """The case documents with these ids."""
+        with _asking():
+            found: list[dict[str, Any]] = await self._cases.find({"_id": {"$in": list(ids)}}).to_list(None)
+        return found
+
+    async def cases_aside(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        """The same, of the collection being rebuilt."""
+        with _asking():
+            found: list[dict[str, Any]] = await self._aside.find({"_id": {"$in": list(ids)}}).to_list(None)
+        return found
+
+    async def count_cases(self) -> int:
+        """How many cases there are, by the collection's own count."""
+        with _asking():
+            return int(await self._cases.estimated_document_count())
+
+    async def put_cases(self, documents: Sequence[dict[str, Any]], *, aside: bool = False) -> None:
+        """Write case documents where what is there is older (`pos`); `aside`: into the rebuilt collection."""
+        if not documents:
+            return
+        collection = self._aside if aside else self._cases
+        writes = [
+            ReplaceOne({"_id": document["_id"], "pos": {"$lt": document["pos"]}}, document, upsert=True)
+            for document in documents
+        ]
+        with _asking(60):
+            try:
+                await collection.bulk_write(writes, ordered=False)
+            except BulkWriteError as why:  # a duplicate key: what is there is as new
+                errors = why.details["writeErrors"] if why.details else []
+                if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
+                    raise
+
+    async def case(self, *, id: str | None = None, tracking_hash: str | None = None) -> dict[str, Any] | None:
+        """One case document."""
+        with _asking():
+            by = {"_id": id} if id is not None else {"tracking_hash": tracking_hash}
+            found: dict[str, Any] | None = await self._cases.find_one(by)
+        return found
+
+    async def list_cases(
+        self, by: Mapping[str, str], *, district: str | None, below: int | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Cases that have these values, newest first, `first` below the given one."""
+        query: dict[str, Any] = dict(by)
+        if district is not None:
+            query["districts"] = district
+        if below is not None:
+            query["first"] = {"$lt": below}
+        with _asking():
+            found: list[dict[str, Any]] = (
+                await self._cases.find(query).sort("first", DESCENDING).limit(limit).to_list(limit)
+            )
+        return found
+
+    @property
+    def _aside(self) -> Any:
+        return self._database.get_collection("proj_cases_rebuilt", write_concern=WriteConcern(w=1))
+
+    async def open_aside(self) -> None:
+        """An empty collection to rebuild into."""
+        with _asking(60):
+            await self._aside.drop()
+            await self._aside.create_indexes(list(CASE_INDEXES))
+
+    async def swap_aside(self) -> None:
+        """What was rebuilt takes the place of what there was, at once."""
+        with _asking(60):
+            await self._aside.rename("proj_cases", dropTarget=True)
+
+    async def all_cases(self) -> AsyncIterator[dict[str, Any]]:
+        """Every case document, by id."""
+        with _asking(600):
+            async for document in self._cases.find({}).sort("_id", ASCENDING):
+                yield document
+
+
+def raw_id(leaf: Leaf) -> str:
+    """Raw bytes are kept under their digest, as the leaf names it."""
+    digest: str = orjson.loads(leaf.data)["digest"]
+    return digest
+
+
+def _document(leaf: Leaf) -> dict[str, Any]:
+    document: dict[str, Any] = {"_id": leaf.index, "b": leaf.data, "h": leaf.hash, "k": leaf.kind, "src": leaf.epoch}
+    if leaf.sequence is not None:
+        document["sseq"] = leaf.sequence
+    if leaf.event_id is not None:
+        document["eid"] = leaf.event_id
+    if leaf.type is not None:
+        document["ty"] = leaf.type
+        document["ar"] = leaf.area
+        document["et"] = leaf.time
+    if leaf.case is not None:
+        document["case"] = leaf.case
+    if leaf.districts:
+        document["ds"] = leaf.districts
+    return document
+
+
+def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
+    query: dict[str, Any] = {"_id": {"$gte": since, "$lt": below}}
+    wanted = selection.scopes
+    if selection.district is not None:
+        inside = wanted is None or selection.district in wanted
+        query["ds"] = selection.district if inside else {"$in": []}
+    elif wanted is not None:
+        query["ds"] = {"$in": list(wanted)}
+    if selection.request is not None:
+        query["case"] = selection.request
+    if selection.area is not None:
+        query["ar"] = selection.area
+    if selection.types is not None:
+        query["ty"] = {"$in": list(selection.types)}
+    if selection.kinds is not None and "ds" not in query and "case" not in query:
+        query["k"] = {"$in": list(selection.kinds)}
+    elif selection.kinds is not None and "event" not in selection.kinds:
+        query["k"] = {"$in": list(selection.kinds)}  # a district or a request is of events only: nothing
+    return query
+
+
+async def _insert_new(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        await collection.insert_many(documents, ordered=False)
+    except BulkWriteError as why:
+        errors = why.details["writeErrors"] if why.details else []
+        if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
+            raise
+
+
+@contextmanager
+def _asking(deadline_s: float = DEADLINE_S) -> Iterator[None]:
+    """A deadline for what is asked inside, and one error for all that an outage may look like."""
+    try:
+        with pymongo.timeout(deadline_s):
+            yield
+    except DuplicateKeyError:
+        raise
+    except OperationFailure as why:
+        raise StoreUnavailableError(f"MongoDB: {why.details.get('errmsg', why) if why.details else why}") from why
+    except PyMongoError as why:
+        raise StoreUnavailableError(f"MongoDB: {type(why).__name__}: {str(why)[:200]}") from why

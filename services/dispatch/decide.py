@@ -99,9 +99,10 @@ def _on_input(desk: Desk, work: Input, now: datetime) -> Decision[Desk]:
         case RequestSubmitted() as fact if envelope.district == desk.district:
             open_task(draft, envelope, fact.request_id, 1, fact.item, fact.urgency, fact.due, same_as=fact.same_as)
         case RequestReopened() as fact if envelope.district == desk.district:
-            if task := _task_of(desk, fact.request_id):
-                if task.round >= fact.round:
-                    return Decision(desk)
+            task = _task_of(desk, fact.request_id)
+            if task and task.round > fact.round:
+                return Decision(desk)
+            if task and task.round < fact.round:
                 draft.of(task, TaskClosed(task_id=task.id, reason="reopened"))
             open_task(draft, envelope, fact.request_id, fact.round, fact.item, fact.urgency, fact.due)
         case RequestWithdrawn(request_id=request):
@@ -128,8 +129,12 @@ def open_task(
 ) -> None:
     """Take a request in and offer it; one that is already open, or was closed a short while ago, leads to nothing."""
     id = derived_id(request, "task", round)
-    if id in draft.desk.tasks or draft.desk.answered(id):
-        return  # stored before, by a batch of which only the beginning survived
+    if known := draft.desk.tasks.get(id):
+        if known.status == "opened":  # of the batch that opened it only the beginning survived a power loss
+            offer(draft, known)
+        return
+    if draft.desk.answered(id):
+        return
     line = draft.desk.register.items.get(item)
     fact = TaskOpened(
         task_id=id,

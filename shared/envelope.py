@@ -7,6 +7,7 @@ integers below 2^53, keys in the basic plane), which `tests/shared/test_envelope
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,12 @@ from shared.facts import BY_SUBJECT, Fact, plain
 
 CONTENT_TYPE = "application/cloudevents+json"
 DATA_BYTES_MAX = 24 * 1024
+EVENT_BYTES_MAX = DATA_BYTES_MAX + 1024
+ID_CHARS_MAX = 200
 OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+
+_PLACE = re.compile(r"[0-9]{6}\.[a-z]+\.(?:-|[a-z0-9][a-z0-9-]{0,31})")
+_DISTRICTS = re.compile(r"(?:[0-9]{6}(?:,[0-9]{6})*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Envelope:
         if self.traceparent is not None:
             event["traceparent"] = self.traceparent
         data = orjson.dumps(event, default=plain, option=OPTIONS)
-        if len(data) > DATA_BYTES_MAX + 1024:
+        if len(data) > EVENT_BYTES_MAX:
             raise ValueError(f"{fact.name} is {len(data)} bytes, more than a fact may have")
         return data
 
@@ -92,16 +98,26 @@ def decode(subject: str, data: bytes) -> Envelope:
     Raises:
         MalformedError: no JSON, no such type, not its schema, or published where it does not belong.
     """
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError as why:
+        raise MalformedError("json", str(why)) from None
+    return opened(subject, event)
+
+
+def opened(subject: str, event: Any) -> Envelope:
+    """
+    The fact in an event that has been parsed already.
+
+    Raises:
+        MalformedError: as `decode`.
+    """
     tokens = subject.split(".", 6)
     if len(tokens) < 6 or tokens[0] != "evt":
         raise MalformedError("subject", subject[:200])
     model = BY_SUBJECT.get(f"{tokens[2]}.{tokens[4]}.{tokens[5]}")
     if model is None:
         raise MalformedError("type", f"no fact is published under {subject[:200]}")
-    try:
-        event = orjson.loads(data)
-    except orjson.JSONDecodeError as why:
-        raise MalformedError("json", str(why)) from None
     try:
         if event["type"] != model.type():
             raise MalformedError("type", str(event["type"])[:200])
@@ -124,9 +140,17 @@ def decode(subject: str, data: bytes) -> Envelope:
         raise MalformedError("schema", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except ValueError as why:
         raise MalformedError("schema", f"envelope: {why}"[:300]) from None
-    if envelope.time.tzinfo is None or not isinstance(envelope.id, str) or not isinstance(envelope.districts, str):
-        raise MalformedError("schema", "envelope: id, time or districts")
-    source = event.get("source")
-    if source != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject:
+    if (
+        envelope.time.tzinfo is None
+        or not all(type(value) is str for name, value in event.items() if name != "data")
+        or not 0 < len(envelope.id) <= ID_CHARS_MAX
+        or (envelope.case is not None and len(envelope.case) > ID_CHARS_MAX)
+        or _DISTRICTS.fullmatch(envelope.districts) is None
+    ):
+        raise MalformedError("schema", "envelope: an attribute is not as it should be")
+    source, place = event.get("source"), ".".join(tokens[1:4])
+    if source != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject or _PLACE.fullmatch(place) is None:
         raise MalformedError("subject", f"{source} under {subject[:200]}"[:300])
+    if orjson.dumps(event, option=orjson.OPT_SORT_KEYS) != data:
+        raise MalformedError("canonical", "other bytes than its canonical form")
     return envelope

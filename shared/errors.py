@@ -40,7 +40,7 @@ class RefusedError(PaidanError):
 
 
 class MalformedError(PaidanError):
-    """A message under `evt.` that is not a fact. `code` is one of `json type schema subject`."""
+    """A message under `evt.` that is not a fact. `code` is one of `json type schema subject size canonical`."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")

@@ -33,7 +33,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from shared.auth import Caller
 from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader
-from shared.envelope import OPTIONS, Envelope, decode
+from shared.envelope import DATA_BYTES_MAX, OPTIONS, Envelope, decode
 from shared.errors import BusError, FencedError, MalformedError, RefusedError, StreamReplacedError
 from shared.facts import NOWHERE, InputRefused, Position, TurnCommitted, instant, plain
 from shared.ids import derived_id
@@ -193,7 +193,7 @@ class Fold(Generic[S]):
         rules, state = self.rules, self.state
         while self._inputs and self._inputs[0][0] <= fact.position.sequence:
             _, subject, data = self._inputs.popleft()
-            with suppress(MalformedError):  # set aside when it was decided on
+            with suppress(Exception):  # set aside when it was decided on, for the same reason
                 state = rules.take_in(state, decode(subject, data))
         for envelope in self._facts:
             state = rules.evolve(state, envelope)
@@ -496,7 +496,7 @@ class Turns(Generic[S]):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
             return
         for commands, inputs, deadlines in self._portions(due):
-            state, facts, answers = self._decide(commands, inputs, deadlines, now)
+            state, facts, messages, answers = self._decide(commands, inputs, deadlines, now)
             if len(facts) <= FACTS_MAX:
                 break
             self._limit = max(1, (len(commands) + len(inputs) + len(deadlines)) // 2)
@@ -508,7 +508,7 @@ class Turns(Generic[S]):
             self._position = inputs[-1].sequence
             self._moved += len(inputs)
         if facts:
-            await self._commit(facts, now)
+            await self._commit(messages, now)
             self._limit = min(WORK_MAX, self._limit + 16)
         elif commands:
             await self._read_barrier()
@@ -543,10 +543,15 @@ class Turns(Generic[S]):
         inputs: list[Delivery],
         deadlines: list[tuple[datetime, str]],
         now: datetime,
-    ) -> tuple[S, list[Envelope], list[Any]]:
-        """Everything that follows from this work: one decision after the other, each on the state that the last one left."""
+    ) -> tuple[S, list[Envelope], list[Message], list[Any]]:
+        """
+        Everything that follows from this work: one decision after the other, each on the state that the last one left.
+
+        A fact is encoded with the decision that led to it: one that cannot be is set aside with its cause, not with the turn.
+        """
         rules, state = self._rules, self._live
         facts: list[Envelope] = []
+        messages: list[Message] = []
         answers: list[Any] = []
         work: list[Input] = []
         for delivery in inputs:
@@ -555,12 +560,15 @@ class Turns(Generic[S]):
                 state = rules.take_in(state, envelope)
                 work.append(Input(delivery.sequence, envelope))
             except Exception as why:
-                facts.append(self._set_aside(delivery.sequence, why, now))
+                refused = (self._set_aside(delivery.sequence, why, now),)
+                facts += refused
+                messages += _encoded(refused)
         for asked in commands:
             try:
                 decision = rules.decide(state, asked.command, now)
                 if len(decision.facts) > FACTS_MAX:
                     raise RefusedError("too_large", limit=FACTS_MAX)
+                messages += _encoded(decision.facts)
                 state = decision.state
                 facts += decision.facts
                 answers.append(decision.answer)
@@ -574,19 +582,23 @@ class Turns(Generic[S]):
                 decision = rules.decide(state, piece, now)
                 if len(decision.facts) > FACTS_MAX:
                     raise ValueError(f"{len(decision.facts)} facts from one input")
+                messages += _encoded(decision.facts)
                 state = decision.state
                 facts += decision.facts
             except Exception as why:
-                facts.append(self._set_aside(piece.sequence, why, now))
+                refused = (self._set_aside(piece.sequence, why, now),)
+                facts += refused
+                messages += _encoded(refused)
         for at, key in deadlines:
             try:
                 decision = rules.decide(state, Deadline(at, key), now)
+                messages += _encoded(decision.facts)
                 state = decision.state
                 facts += decision.facts
             except Exception:
                 logger().exception("deadline_failed", district=self._district, key=key)
                 heapq.heappush(self._heap, (now + RETRY, key))
-        return state, facts, answers
+        return state, facts, messages, answers
 
     def _set_aside(self, sequence: int, why: Exception, now: datetime) -> Envelope:
         """The fact that an input was refused, so that it does not hold up the others."""
@@ -621,7 +633,7 @@ class Turns(Generic[S]):
             await self._commit((), now)
             self._committed(fold, (), now)
 
-    async def _commit(self, facts: Sequence[Envelope], now: datetime) -> None:
+    async def _commit(self, facts: Sequence[Message], now: datetime) -> None:
         """
         Returns when the batch is stored. While the lease lasts it never leaves without knowing.
 
@@ -636,8 +648,7 @@ class Turns(Generic[S]):
         )
         subject = self._rules.marker_subject(self._district)
         envelope = self._envelope(marker, derived_id(subject, self._fence, self._instance, self._lease.epoch), now)
-        messages = [Message(fact.subject, fact.encode()) for fact in facts]
-        messages.append(Message(subject, envelope.encode()))
+        messages = [*facts, Message(subject, envelope.encode())]
         fence = Fence(subject, self._fence)
         mine: set[str] = set()
         started = time.monotonic()
@@ -671,3 +682,11 @@ class Turns(Generic[S]):
         last = await self._bus.last(self._rules.marker_subject(self._district), timeout_s=1)
         if (last.sequence if last else 0) != self._fence:
             raise FencedError("another leader has written")
+
+
+def _encoded(facts: Iterable[Envelope]) -> list[Message]:
+    """These facts as they go on the bus. Raises RefusedError `too_large`."""
+    try:
+        return [Message(fact.subject, fact.encode()) for fact in facts]
+    except ValueError:
+        raise RefusedError("too_large", limit=DATA_BYTES_MAX) from None

@@ -144,9 +144,11 @@ class LiveTail:
     async def _catch_up(self, after: int, until: asyncio.Event) -> AsyncIterator[Event]:
         """What came after a sequence that the tail no longer holds, until the tail does."""
         reader = self._bus.reader((SUBJECTS,), after=after)
+        taken = after  # the reader itself is ahead of us by what it holds
         try:
-            while reader.after < self._floor and not until.is_set():
+            while taken < self._floor and not until.is_set():
                 for delivery in await reader.wait(0.5):
+                    taken = delivery.sequence
                     if event := Event.of(delivery):
                         yield event
         finally:

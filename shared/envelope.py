@@ -93,10 +93,30 @@ def canonical(value: Any) -> bytes:
 
 def decode(subject: str, data: bytes) -> Envelope:
     """
-    The fact in a message.
+    The fact in a message. What is refused here is no fact for anybody, be it a desk or the ledger.
 
     Raises:
-        MalformedError: no JSON, no such type, not its schema, or published where it does not belong.
+        MalformedError: no JSON, no such type, not its schema, published where it does not belong, too large, or in other bytes
+            than its canonical ones.
+    """
+    if len(data) > EVENT_BYTES_MAX:
+        raise MalformedError("size", f"{len(data)} bytes")
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError as why:
+        raise MalformedError("json", str(why)) from None
+    envelope = opened(subject, event)
+    if orjson.dumps(event, option=orjson.OPT_SORT_KEYS) != data:
+        raise MalformedError("canonical", "other bytes than its canonical form")
+    return envelope
+
+
+def opened(subject: str, event: Any) -> Envelope:
+    """
+    The fact in an event that has been parsed already, from bytes that the caller holds to size and canonical form.
+
+    Raises:
+        MalformedError: as `decode`.
     """
     tokens = subject.split(".", 6)
     if len(tokens) < 6 or tokens[0] != "evt":
@@ -104,10 +124,6 @@ def decode(subject: str, data: bytes) -> Envelope:
     model = BY_SUBJECT.get(f"{tokens[2]}.{tokens[4]}.{tokens[5]}")
     if model is None:
         raise MalformedError("type", f"no fact is published under {subject[:200]}")
-    try:
-        event = orjson.loads(data)
-    except orjson.JSONDecodeError as why:
-        raise MalformedError("json", str(why)) from None
     try:
         if event["type"] != model.type():
             raise MalformedError("type", str(event["type"])[:200])

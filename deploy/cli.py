@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -123,6 +124,7 @@ def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: J
 @register_app.command(name="apply")
 def register_apply(
     file: Annotated[Path, typer.Argument(help="登记册 JSON / a register document", exists=True, dir_okay=False)],
+    why: Annotated[str, typer.Option(help="变更缘由，记入账本 / why, for the ledger; default: the file's name")] = "",
     data: Data = DEFAULT_DATA,
     dry_run: DryRun = False,
     json_output: Json = False,
@@ -131,8 +133,8 @@ def register_apply(
     from deploy.running import Running
 
     stack = Running.find(data)
-    _read_json(file)
-    answer = stack.post("ledger", "/v1/register", file.read_bytes(), roles=["admin"], params=_dry(dry_run))
+    body = json.dumps({"document": _read_json(file), "why": why or file.name}).encode()
+    answer = stack.post("ledger", "/v1/register", body, roles=["admin"], params=_dry(dry_run))
     if json_output:
         _print_json(answer)
     else:
@@ -166,7 +168,7 @@ def members_import(
         key=None if dry_run else _content_key(file, district),
     )
     rows = [row for row in answer.get("rows", []) if isinstance(row, dict)]
-    wrong = [row for row in rows if row.get("error") or row.get("problems") or row.get("ok") is False]
+    wrong = [row for row in rows if row.get("result") == "error"]
     if json_output:
         _print_json(answer)
     else:
@@ -181,11 +183,9 @@ def ledger_rebuild(data: Data = DEFAULT_DATA, json_output: Json = False) -> None
     """从叶子重算全部投影 / fold every projection again from the leaves."""
     from deploy.running import Running
 
-    answer = Running.find(data).post("ledger", "/v1/rebuild", b"{}", roles=["admin"])
-    if json_output:
-        _print_json(answer)
-    else:
-        print(_counts(answer))
+    command = [sys.executable, "-m", "services.ledger", "rebuild", *(["--json"] if json_output else [])]
+    environment = {**os.environ, "MONGODB_URI": Running.find(data).mongodb_uri}
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 @app.command()
@@ -256,7 +256,7 @@ async def _start(stack: "Stack", *, demo: bool) -> list[str]:
     if not demo:
         return []
     document = _read_json(DEMO_REGISTER)
-    await stack.apply_register(document)
+    await stack.apply_register(document, why="演示社区 / the demo's place")
     return [str(entry["district"]) for entry in document.get("districts", [])]
 
 

@@ -12,6 +12,7 @@ import httpx2
 
 from deploy.errors import Said, SetupError
 from deploy.identities import Identities, issue_token
+from deploy.servers import MongoServer
 from shared.bus import Bus
 
 CALL_WITHIN_S = 120.0
@@ -27,6 +28,7 @@ class Running:
         urls: the HTTP side of each service.
         nats_url: its bus.
         pid: the `paidan up` that runs it.
+        mongo_port: of its mongod; None where it uses one of your own.
     """
 
     data: Path
@@ -34,6 +36,7 @@ class Running:
     nats_url: str
     own_nats: bool
     pid: int
+    mongo_port: int | None
 
     @classmethod
     def find(cls, data: Path) -> "Running":
@@ -53,7 +56,8 @@ class Running:
                     "请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"
                 ),
             ) from None
-        return cls(data, document["urls"], document["nats_url"], document["own_nats"], document["pid"])
+        mongo_port = document["ports"].get(MongoServer.name)
+        return cls(data, document["urls"], document["nats_url"], document["own_nats"], document["pid"], mongo_port)
 
     def token(self, *roles: str, district: str = "*", sub: str = "operator") -> str:
         """A bearer token for a few minutes."""
@@ -66,6 +70,18 @@ class Running:
     async def connect(self, name: str = "admin") -> Bus:
         """A connection to its bus; the caller drains it."""
         return await Bus.connect(self.nats_url, name=name, seed=self.seed(name))
+
+    @property
+    def mongodb_uri(self) -> str:
+        """MongoDB as its ledger reaches it. Raises SetupError where it is your own and `MONGODB_URI` is not set here."""
+        if self.mongo_port is not None:
+            return MongoServer(self.data / "mongo", Identities.open(self.data / "secrets"), self.mongo_port).uri
+        if given := os.environ.get("MONGODB_URI"):
+            return given
+        raise SetupError(
+            Said("这套系统使用您自己的 MongoDB", "this stack uses a MongoDB of your own"),
+            Said("请设置 MONGODB_URI", "set MONGODB_URI as for `paidan up`"),
+        )
 
     def post(
         self,

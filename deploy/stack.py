@@ -37,6 +37,8 @@ DRAIN_WITHIN_S = 25.0
 RESTART_FIRST_S = 0.2
 RESTART_LAST_S = 5.0
 DEATHS_BEFORE_READY_MAX = 3
+BROUGHT_LATER = frozenset({"register"})
+"""What a service may still be waiting for when the stack is up: somebody has to reach the ledger to bring it."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -155,7 +157,7 @@ class Stack:
         for child in self.children:
             await self._spawn(child)
             child.keeper = asyncio.create_task(self._keep(child), name=f"keep {child.name}")
-        await self._wait_until_ready()
+        await self._wait_until_ready(READY_WITHIN_S, but_for=BROUGHT_LATER)
         self._write_addresses()
 
     async def stop(self) -> None:
@@ -257,14 +259,16 @@ class Stack:
         """Until every service answers 200 to `/readyz`, after a kill say. Raises SetupError naming one that is not."""
         await self._wait_until_ready(within_s)
 
-    async def apply_register(self, document: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+    async def apply_register(
+        self, document: Mapping[str, Any], *, why: str = "", dry_run: bool = False
+    ) -> dict[str, Any]:
         """
-        Hand a register document to the ledger, as an admin; what it answers.
+        Hand a register document to the ledger, as an admin, and say why; what it answers.
 
         Raises:
             SetupError: the ledger refused it, with its words.
         """
-        return await post_register(self.urls["ledger"], self.token("admin"), document, dry_run=dry_run)
+        return await post_register(self.urls["ledger"], self.token("admin"), document, why=why, dry_run=dry_run)
 
     # --- servers -------------------------------------------------------------------------------------------------
 
@@ -381,17 +385,19 @@ class Stack:
             await self._spawn(child)
             started = time.monotonic()
 
-    async def _wait_until_ready(self, within_s: float = READY_WITHIN_S) -> None:
+    async def _wait_until_ready(self, within_s: float, *, but_for: frozenset[str] = frozenset()) -> None:
         deadline = time.monotonic() + within_s
         async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-            await asyncio.gather(*(self._wait_for(client, child, deadline) for child in self.children))
+            await asyncio.gather(*(self._wait_for(client, child, deadline, but_for) for child in self.children))
 
-    async def _wait_for(self, client: httpx2.AsyncClient, child: Child, deadline: float) -> None:
+    async def _wait_for(
+        self, client: httpx2.AsyncClient, child: Child, deadline: float, but_for: frozenset[str]
+    ) -> None:
         why = ""
         while True:
             try:
                 response = await client.get(f"{child.url}/readyz")
-                if response.status_code == 200:
+                if response.status_code == 200 or _missing(response) <= but_for:
                     child.ready = True
                     return
                 why = response.text.strip()[:300]
@@ -479,6 +485,14 @@ class Stack:
         return _owner(self.addresses_file) == os.getpid()
 
 
+def _missing(response: httpx2.Response) -> set[str]:
+    """What a service says it is waiting for; something unknown where it does not say."""
+    try:
+        return set(response.json()["missing"])
+    except (ValueError, KeyError, TypeError):
+        return {"?"}
+
+
 def _owner(addresses_file: Path) -> int | None:
     """The living process that wrote the file, or None."""
     try:
@@ -490,7 +504,7 @@ def _owner(addresses_file: Path) -> int | None:
 
 
 async def post_register(
-    ledger_url: str, token: str, document: Mapping[str, Any], *, dry_run: bool = False
+    ledger_url: str, token: str, document: Mapping[str, Any], *, why: str = "", dry_run: bool = False
 ) -> dict[str, Any]:
     """
     Hand a register document to the ledger; what it answers.
@@ -503,7 +517,7 @@ async def post_register(
             response = await client.post(
                 f"{ledger_url}/v1/register",
                 params={"dry_run": "true"} if dry_run else {},
-                json=document,
+                json={"document": document, "why": why},
                 headers={"Authorization": f"Bearer {token}"},
             )
     except httpx2.HTTPError as error:

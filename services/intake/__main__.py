@@ -1,0 +1,62 @@
+"""`python -m services.intake`: settings, connection, folds, HTTP; then run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+
+import uvloop
+from pydantic import ValidationError
+
+from services.intake.running import bring_up
+from services.intake.settings import Settings
+from shared import telemetry
+from shared.bus import Bus
+from shared.errors import UnavailableError
+from shared.web import serve, stop_on_signals
+
+
+async def run(settings: Settings) -> None:
+    """One instance, until SIGTERM or SIGINT: then what is under way is finished and answered."""
+    stop = stop_on_signals()
+    log = telemetry.logger()
+    bus = await Bus.connect(settings.nats_url, name="intake", seed=settings.seed())
+    try:
+        intake = bring_up(bus, settings)
+        following = asyncio.create_task(intake.following.run())
+        lost = asyncio.create_task(bus.closed.wait())
+        for end in (following, lost):
+            end.add_done_callback(lambda _: stop.set())
+        log.info("intake_started", port=settings.http_port)
+        try:
+            await serve(intake.app, settings.http_host, settings.http_port, until=stop)
+        finally:
+            failed = following.done()
+            for end in (following, lost):
+                end.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+        if failed or bus.closed.is_set():
+            raise UnavailableError("the connection to the bus has ended")
+        log.info("intake_stopped")
+    finally:
+        await bus.drain()
+
+
+def main() -> None:
+    """Start; what keeps it from starting is one line on standard error."""
+    try:
+        settings = Settings()
+    except ValidationError as why:
+        first = why.errors(include_url=False, include_input=False)[0]
+        sys.exit(f"intake: PAIDAN_{'.'.join(map(str, first['loc'])).upper()}: {first['msg']}")
+    telemetry.configure("intake", settings.instance, format=settings.log_format, level=settings.log_level)
+    try:
+        uvloop.run(run(settings))
+    except (OSError, ValueError, UnavailableError) as why:
+        sys.exit(f"intake: {why}")
+
+
+if __name__ == "__main__":
+    main()

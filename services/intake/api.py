@@ -1,0 +1,263 @@
+"""HTTP in front of intake: bodies in, answers and problems out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from services.intake.cases import Cases, told
+from services.intake.decide import calendar_for, rate, reopen, withdraw
+from services.intake.door import Door
+from services.intake.following import Following
+from services.intake.metrics import REFUSED, SECONDS
+from services.intake.model import Case, Rating, Reason, Submission
+from services.intake.naming import Naming
+from shared.auth import Caller, Doorkeeper, bearer
+from shared.errors import RefusedError
+from shared.facts import Fact, plain
+from shared.telemetry import logger
+from shared.web import Readiness, problems
+from shared.web import create_app as create_shared_app
+
+JSON = "application/json"
+KEY = re.compile(r"[\x20-\x7e]{1,200}")
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+Body = TypeVar("Body", bound=BaseModel)
+
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "One per submission, repeated on retries: 1 to 200 printable ASCII characters",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+}
+POSITION = Query(None, ge=0, lt=2**53, description="As of this position at least: the one a POST has answered")
+
+
+def create_app(
+    *, door: Door, cases: Cases, following: Following, naming: Naming, doorkeeper: Doorkeeper, ready: Readiness
+) -> FastAPI:
+    """The app of one instance; what it uses is made and ended by its caller."""
+    app = create_shared_app("派单 intake: 居民下单 / requests in", ready=ready, doorkeeper=doorkeeper)
+    log = logger()
+
+    @app.post(
+        "/v1/requests",
+        status_code=201,
+        tags=["requests"],
+        summary="下单 / submit a request",
+        description=(
+            "A repeat with the same Idempotency-Key and body gets the same answer, at any later time. "
+            "A bearer token is optional; a clerk's must be of the district that serves the place."
+        ),
+        responses=problems(
+            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "too_large", "invalid", "key_reused", "no_location",
+            "unknown_area", "outside", "unknown_item", "too_many", "not_ready", "unavailable",
+        ),
+        openapi_extra={"requestBody": _body(Submission), "parameters": [KEY_PARAMETER]},
+    )  # fmt: skip
+    async def submit_request(request: Request) -> Response:
+        began = perf_counter()
+        async with _refusals_counted():
+            headers = request.headers
+            key, caller = _key(request), _caller(doorkeeper, request)
+            sent = _loads(await request.body())
+            asked = _validated(Submission, sent)
+            accepted, answer = await door.submit(
+                sent, asked, caller=caller, key=key, traceparent=_traceparent(headers.get("traceparent"))
+            )
+        took_s = perf_counter() - began
+        SECONDS.observe(took_s)
+        log.info(
+            "request_accepted",
+            request=accepted.fact.request_id,
+            district=accepted.envelope.district,
+            area=accepted.fact.area,
+            item=accepted.fact.item,
+            urgency=accepted.fact.urgency,
+            sequence=accepted.sequence,
+            ms=round(took_s * 1000),
+        )
+        return _json(answer, 201)
+
+    @app.get(
+        "/v1/requests/{tracking_code}",
+        tags=["requests"],
+        summary="查询进度 / how a request stands",
+        responses=problems("not_found", "not_ready", "unavailable"),
+    )
+    async def get_request(tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted():
+            register = following.known.register
+            found = await cases.find(tracking_code, position)
+        return _json(told(found, naming.tracking_code(found.case.id), register))
+
+    async def change(
+        request: Request, tracking_code: str, what: str, decide: Callable[[Case, Any], Fact], position: int | None
+    ) -> Response:
+        answer = await cases.change(
+            tracking_code,
+            what,
+            decide,
+            caller=_caller(doorkeeper, request),
+            key=_key(request),
+            traceparent=_traceparent(request.headers.get("traceparent")),
+            position=position,
+        )
+        log.info(what.replace(".", "_"), request=answer["id"], sequence=answer["position"])
+        return _json(answer)
+
+    changing: dict[str, Any] = {
+        "tags": ["requests"],
+        "responses": problems(
+            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "already_over",
+            "wrong_state", "not_ready", "unavailable",
+        ),
+    }  # fmt: skip
+
+    @app.post(
+        "/v1/requests/{tracking_code}/withdraw",
+        summary="撤回 / withdraw",
+        openapi_extra={"requestBody": _body(Reason, required=False), "parameters": [KEY_PARAMETER]},
+        **changing,
+    )
+    async def withdraw_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted():
+            asked = _validated(Reason, _loads(await request.body() or b"{}"))
+            return await change(
+                request, tracking_code, "request.withdrawn", lambda case, _: withdraw(case, asked.reason), position
+            )
+
+    @app.post(
+        "/v1/requests/{tracking_code}/rate",
+        summary="评单 / rate",
+        openapi_extra={"requestBody": _body(Rating), "parameters": [KEY_PARAMETER]},
+        **changing,
+    )
+    async def rate_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted():
+            asked = _validated(Rating, _loads(await request.body()))
+            return await change(request, tracking_code, "request.rated", lambda case, _: rate(case, asked), position)
+
+    @app.post(
+        "/v1/requests/{tracking_code}/reopen",
+        summary="重办 / reopen",
+        openapi_extra={"requestBody": _body(Reason, required=False), "parameters": [KEY_PARAMETER]},
+        **changing,
+    )
+    async def reopen_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted():
+            register = following.known.register
+            asked = _validated(Reason, _loads(await request.body() or b"{}"))
+            return await change(
+                request,
+                tracking_code,
+                "request.reopened",
+                lambda case, now: reopen(
+                    case,
+                    asked.reason,
+                    register.items.get(case.item),
+                    calendar_for(register, case.district, case.urgency),
+                    now,
+                ),
+                position,
+            )
+
+    @app.get("/v1/catalogue", tags=["register"], summary="服务清单 / the catalogue", responses=problems("not_ready"))
+    async def catalogue() -> Response:
+        items = following.known.register.items
+        return _json(
+            {
+                "items": [
+                    {
+                        "item": item.item,
+                        "name": item.title,
+                        "category": item.category,
+                        "urgency": item.urgency,
+                        "phone": item.phone,
+                    }
+                    for _, item in sorted(items.items())
+                ]
+            }
+        )
+
+    @app.get("/v1/areas", tags=["register"], summary="网格 / the areas", responses=problems("not_ready"))
+    async def areas() -> Response:
+        return _json(
+            {
+                "areas": [
+                    {
+                        "area": area.area,
+                        "name": area.title,
+                        "level": area.level,
+                        "parent": area.parent,
+                        "located_in": area.located_in,
+                        "served_by": area.served_by,
+                    }
+                    for area in following.areas()
+                ]
+            }
+        )
+
+    return app
+
+
+@asynccontextmanager
+async def _refusals_counted() -> AsyncIterator[None]:
+    try:
+        yield
+    except RefusedError as why:
+        REFUSED.labels(why.code).inc()
+        logger().info("request_refused", code=why.code, field=why.field)
+        raise
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(document, default=plain, option=orjson.OPT_UTC_Z), status, media_type=JSON)
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise RefusedError("invalid_json") from None
+
+
+def _validated(model: type[Body], sent: Any) -> Body:
+    try:
+        return model.model_validate(sent)
+    except ValidationError as why:
+        first = why.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise RefusedError("invalid", field=field, why=first["msg"]) from None
+
+
+def _key(request: Request) -> str:
+    key = request.headers.get("idempotency-key")
+    if not key:
+        raise RefusedError("key_missing")
+    if KEY.fullmatch(key) is None:
+        raise RefusedError("invalid", field="Idempotency-Key", why="1 to 200 printable ASCII characters")
+    return key
+
+
+def _caller(doorkeeper: Doorkeeper, request: Request) -> Caller | None:
+    """Whoever shows a token must show a valid one; a resident shows none."""
+    header = request.headers.get("authorization")
+    return doorkeeper.check(bearer(header)) if header is not None else None
+
+
+def _traceparent(header: str | None) -> str | None:
+    return header if header is not None and TRACEPARENT.fullmatch(header) else None
+
+
+def _body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What the OpenAPI document says of a body that the route reads by itself."""
+    return {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}

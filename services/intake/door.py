@@ -1,0 +1,343 @@
+"""The way in of a request: place, classify, seal, commit, in an order that a crash anywhere leaves safe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from random import uniform
+from time import monotonic
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import orjson
+
+from services.intake.classifying import Classified
+from services.intake.committing import GroupCommit
+from services.intake.decide import submit
+from services.intake.following import Following, Known, follow
+from services.intake.keeping import KeyKeeper
+from services.intake.limiting import Limits
+from services.intake.metrics import ACCEPTED
+from services.intake.model import Submission
+from services.intake.naming import RESIDENT, Naming
+from services.intake.places import Place
+from shared.auth import Caller
+from shared.bus import STREAM, Message, Stored
+from shared.envelope import Envelope, decode
+from shared.errors import ConflictError, RefusedError, UnavailableError
+from shared.facts import RequestSubmitted, Sealed, instant
+from shared.telemetry import logger
+
+SEALED = "SEALED"
+PAUSE_S = 0.05
+PAUSE_MAX_S = 0.5
+RETRY_AFTER_S = 5
+URGENT = 2
+EMERGENCY = "110 / 119 / 120"
+PARTS: tuple[Literal["contact", "text", "address"], ...] = ("contact", "text", "address")
+Answer = TypeVar("Answer")
+
+
+class Storage(Protocol):
+    """What the door needs of the bus besides its group commits."""
+
+    async def last(self, subject: str, *, stream: str = STREAM) -> Stored | None:
+        """The last message on a subject."""
+
+
+class Accepted(NamedTuple):
+    """A request that is in the stream: the fact, and its sequence there."""
+
+    envelope: Envelope
+    fact: RequestSubmitted
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitting:
+    """One submission on its way in; `ends` on the steady clock."""
+
+    known: Known
+    asked: Submission
+    caller: Caller | None
+    place: Place
+    classified: Classified
+    request_id: str
+    fingerprint: str
+    traceparent: str | None
+    now: datetime
+    ends: float
+
+    @property
+    def district(self) -> str:
+        """The office that serves."""
+        return self.place.area.served_by
+
+    @property
+    def subject(self) -> str:
+        """Where the fact goes."""
+        return f"evt.{self.district}.intake.{self.place.area.area}.request.submitted.{self.request_id}"
+
+    def at(self, subject: str) -> _Submitting:
+        """The same, at the office and area of this subject, to which an earlier try has committed itself."""
+        _, district, _, code, *_ = subject.split(".")
+        area = self.known.register.area(code, self.known.register.today(district, self.now)) or self.place.area
+        area = area.model_copy(update={"area": code, "served_by": district})
+        return replace(self, place=replace(self.place, area=area))
+
+
+class Door:
+    """
+    Takes submissions in.
+
+    Args:
+        ciphertexts, facts: group commits of SEALED and EVENTS.
+        clock: the time of facts, UTC.
+        commit_within_s: how long the same submission is tried again while the bus does not answer.
+    """
+
+    def __init__(
+        self,
+        bus: Storage,
+        *,
+        naming: Naming,
+        keeper: KeyKeeper,
+        ciphertexts: GroupCommit,
+        facts: GroupCommit,
+        following: Following,
+        limits: Limits,
+        clock: Callable[[], datetime],
+        commit_within_s: float = 10,
+    ) -> None:
+        self._bus = bus
+        self._naming = naming
+        self._keeper = keeper
+        self._ciphertexts = ciphertexts
+        self._facts = facts
+        self._following = following
+        self._limits = limits
+        self._clock = clock
+        self._within_s = commit_within_s
+        self._under_way: dict[str, asyncio.Future[Accepted]] = {}
+        self.position = 0
+        """The last sequence this instance knows of its own facts."""
+
+    async def submit(
+        self, body: Any, asked: Submission, *, caller: Caller | None, key: str, traceparent: str | None
+    ) -> tuple[Accepted, dict[str, Any]]:
+        """
+        Take one request in, once: a repeat gets the answer of the first, from the stored fact.
+
+        Args:
+            body: what was sent, for the fingerprint; `asked` is what it means.
+            key: the Idempotency-Key.
+        Raises:
+            RefusedError: with the code of what is wrong; `unavailable` (with the number to ring for an urgent item) where the
+                bus did not answer in time. It may have been stored: the same key tells.
+        """
+        known = self._following.known
+        request_id = self._naming.request_id(f"token:{caller.id}" if caller else RESIDENT, key)
+        fingerprint = self._naming.fingerprint(body)
+        while under_way := self._under_way.get(request_id):
+            try:
+                copy = await asyncio.shield(under_way)
+            except RefusedError as why:
+                if why.code == "unavailable":
+                    raise
+                continue  # with another body it may fare better: it tries for itself
+            return self._answer(known, copy, fingerprint)
+        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._under_way[request_id] = future
+        try:
+            accepted = await self._take(known, asked, caller, request_id, fingerprint, traceparent)
+        except BaseException as why:
+            future.set_exception(why if isinstance(why, Exception) else UnavailableError("cancelled"))
+            future.exception()  # nobody may be waiting
+            raise
+        else:
+            future.set_result(accepted)
+        finally:
+            del self._under_way[request_id]
+        return self._answer(known, accepted, fingerprint)
+
+    async def _take(
+        self,
+        known: Known,
+        asked: Submission,
+        caller: Caller | None,
+        request_id: str,
+        fingerprint: str,
+        traceparent: str | None,
+    ) -> Accepted:
+        now = instant(self._clock())
+        place = known.places(now).locate(asked.location)
+        district = place.area.served_by
+        if caller is not None and not caller.of(district):
+            raise RefusedError("foreign_district", district=district, yours=caller.district)
+        served = known.register.districts.get(district)
+        if served is None or served.rate_limited:
+            self._limits.take(district, monotonic())
+        classified = known.catalogue.classify(asked.service, asked.text)
+        one = _Submitting(
+            known,
+            asked,
+            caller,
+            place,
+            classified,
+            request_id,
+            fingerprint,
+            traceparent,
+            now,
+            monotonic() + self._within_s,
+        )
+        try:
+            return await self._store(one)
+        except UnavailableError as why:
+            logger().warning("submission_not_stored", request=request_id, why=str(why))
+            phone = classified.item.phone if classified.urgency >= URGENT else None
+            raise RefusedError("unavailable", retry_after=RETRY_AFTER_S, phone=phone or EMERGENCY) from None
+
+    async def _store(self, one: _Submitting) -> Accepted:
+        """Key, ciphertext with claim, fact: a crash in between leaves what the next try finds and goes on from."""
+        sealed, ciphertext = await self._seal(one)
+        claim = Message(
+            f"sealed.claims.{one.request_id}", orjson.dumps({"fingerprint": one.fingerprint, "subject": one.subject}), 0
+        )
+        together = (ciphertext, claim) if ciphertext else (claim,)
+        try:
+            await _until(one.ends, lambda: self._ciphertexts.store(*together))
+        except ConflictError:
+            if earlier := await self._claimed(one, claim, ciphertext):
+                return earlier
+        envelope, fact = self._decide(one, sealed)
+        message = Message(one.subject, envelope.encode(), 0)
+        try:
+            sequence = await _until(one.ends, lambda: self._facts.store(message))
+        except ConflictError:  # a copy of it, or we ourselves where the answer was lost
+            if earlier := await self._stored(one.subject, one.ends):
+                return earlier
+            raise UnavailableError(f"{one.request_id} is in its own way") from None
+        follow(self._following.matters, envelope)
+        self.position = max(self.position, sequence)
+        return Accepted(envelope, fact, sequence)
+
+    async def _seal(self, one: _Submitting) -> tuple[Sealed | None, Message | None]:
+        asked, request_id = one.asked, one.request_id
+        parts = asked.personal()
+        if not parts:
+            return None, None
+        contact = asked.contact.normalised() if asked.contact else None
+        resident = await _until(one.ends, lambda: self._keeper.key(one.district, contact, request_id))
+        data = resident.seal(request_id, one.fingerprint, parts)
+        sealed = Sealed(
+            kid=resident.kid,
+            commitment=resident.commitment(request_id, data),
+            parts=tuple(name for name in PARTS if name in parts),
+        )
+        return sealed, Message(resident.sealed_subject(request_id), data, 0)
+
+    async def _claimed(self, one: _Submitting, claim: Message, ciphertext: Message | None) -> Accepted | None:
+        """
+        What to do about a request whose claim was there before: its answer, or None where the fact is still missing.
+
+        The claim holds what a fact's subject cannot: one literal subject per request, wherever it is said to be. So another
+        body cannot pass under the same key, and a place that now leads to another office cannot make a second request.
+        """
+        held = await _until(one.ends, lambda: self._bus.last(claim.subject, stream=SEALED))
+        if held is None:
+            raise UnavailableError(f"the claim of {one.request_id} has just been deleted")
+        claimed = orjson.loads(held.data)
+        if claimed["fingerprint"] != one.fingerprint:
+            raise RefusedError("key_reused", field="Idempotency-Key")
+        if earlier := await self._stored(claimed["subject"], one.ends):
+            return earlier
+        if claimed["subject"] != one.subject:
+            return await self._store(one.at(claimed["subject"]))
+        if ciphertext:
+            with suppress(ConflictError):  # equal bytes, by the fingerprint
+                await _until(one.ends, lambda: self._ciphertexts.store(ciphertext))
+        return None
+
+    def _decide(self, one: _Submitting, sealed: Sealed | None) -> tuple[Envelope, RequestSubmitted]:
+        known, now, request_id = one.known, one.now, one.request_id
+        area, item = one.place.area.area, one.classified.item
+        fact = submit(
+            one.asked,
+            known.register,
+            one.place,
+            one.classified,
+            request_id=request_id,
+            fingerprint=one.fingerprint,
+            tracking_hash=self._naming.tracking_hash(self._naming.tracking_code(request_id)) or "",
+            same_as=self._following.matters.same(item, area, one.place.point, now.timestamp(), but=request_id),
+            sealed=sealed,
+            now=now,
+        )
+        parties = known.register.parties(area, known.register.today(one.district, now))
+        envelope = Envelope(
+            id=self._naming.fact_id(request_id, "submitted"),
+            district=one.district,
+            area=area,
+            time=now,
+            fact=fact,
+            districts=",".join(dict.fromkeys((one.district, *parties))),
+            case=request_id,
+            actor=one.caller.actor if one.caller else None,
+            traceparent=one.traceparent,
+        )
+        return envelope, fact
+
+    async def _stored(self, subject: str, ends: float) -> Accepted | None:
+        stored = await _until(ends, lambda: self._bus.last(subject))
+        if stored is None:
+            return None
+        envelope = decode(subject, stored.data)
+        assert isinstance(envelope.fact, RequestSubmitted)
+        return Accepted(envelope, envelope.fact, stored.sequence)
+
+    def _answer(self, known: Known, accepted: Accepted, fingerprint: str) -> tuple[Accepted, dict[str, Any]]:
+        if accepted.fact.fingerprint != fingerprint:
+            raise RefusedError("key_reused", field="Idempotency-Key")
+        ACCEPTED.labels(accepted.envelope.district).inc()
+        return accepted, answer(known, accepted, self._naming.tracking_code(accepted.fact.request_id))
+
+
+def answer(known: Known, accepted: Accepted, tracking_code: str) -> dict[str, Any]:
+    """What the caller hears: from the stored fact and the register alone, so that a repeat hears the same."""
+    envelope, fact, sequence = accepted
+    register = known.register
+    district = register.districts.get(envelope.district)
+    area = register.area(fact.area, register.today(envelope.district, envelope.time))
+    item = register.items.get(fact.item)
+    return {
+        "id": fact.request_id,
+        "tracking_code": tracking_code,
+        "district": envelope.district,
+        "district_name": district.title if district else None,
+        "area": fact.area,
+        "area_name": area.title if area else None,
+        "located_in": fact.located_in,
+        "item": fact.item,
+        "item_name": item.title if item else None,
+        "item_rule": fact.item_rule,
+        "urgency": fact.urgency,
+        "urgency_rule": fact.urgency_rule,
+        "same_as": fact.same_as,
+        "due": fact.due,
+        "position": sequence,
+    }
+
+
+async def _until(ends: float, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Ask again while the bus is away; the same bytes under the same fence cannot be stored twice."""
+    pause = PAUSE_S
+    while True:
+        try:
+            return await ask()
+        except UnavailableError:
+            if monotonic() + pause >= ends:
+                raise
+        await asyncio.sleep(uniform(pause / 2, pause))  # noqa: S311  # jitter is no secret
+        pause = min(2 * pause, PAUSE_MAX_S)

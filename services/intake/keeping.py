@@ -1,0 +1,129 @@
+"""Finds a resident's key, or makes it: one per contact and district, whoever asks first, wherever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from services.intake.committing import GroupCommit
+from services.intake.sealing import (
+    KEY_BYTES,
+    KID_BYTES,
+    NONCE_BYTES,
+    Keys,
+    ResidentKey,
+    Whose,
+    key_subject,
+    lookup_subject,
+)
+from shared.bus import Message, Stored
+from shared.errors import ConflictError, UnavailableError
+
+STREAM = "KEYS"
+REMEMBERED_MAX = 20_000
+TRIES_MAX = 5
+
+
+class Reading(Protocol):
+    """What a keeper needs of the bus."""
+
+    async def last(self, subject: str, *, stream: str) -> Stored | None:
+        """The last message on a subject."""
+
+
+class KeyKeeper:
+    """
+    Keys of residents, the most recently used ones in memory.
+
+    In KEYS a contact's lookup leads to a `kid` and the `kid` to the wrapped key, each a message of its own that can be deleted by
+    sequence; both are stored together, fenced on the lookup, so that racing instances end with one key. A request without a
+    contact has a key of its own, whose `kid` is the lookup itself.
+
+    Args:
+        random: gives so many unpredictable bytes.
+    """
+
+    def __init__(
+        self,
+        bus: Reading,
+        keys: Keys,
+        commits: GroupCommit,
+        *,
+        random: Callable[[int], bytes],
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:
+        self._bus = bus
+        self._keys = keys
+        self._commits = commits
+        self._random = random
+        self._remembered_max = remembered_max
+        self._remembered: OrderedDict[str, ResidentKey] = OrderedDict()
+        self._asked: dict[str, asyncio.Task[ResidentKey]] = {}
+
+    async def key(self, district: str, contact: str | None, request_id: str) -> ResidentKey:
+        """
+        The key under which this resident's parts are sealed.
+
+        Args:
+            contact: normalised; None where the request has none.
+        Raises:
+            UnavailableError: try again; what was stored is found then.
+        """
+        whose = self._keys.whose(district, contact, request_id)
+        if not whose.lasting:
+            return await self._of_request(district, whose)
+        key = self._remembered.get(whose.lookup)
+        if key is not None:
+            self._remembered.move_to_end(whose.lookup)
+            return key
+        task = self._asked.get(whose.lookup)
+        if task is None:
+            task = asyncio.create_task(self._of_contact(district, whose))
+            self._asked[whose.lookup] = task
+            task.add_done_callback(lambda _: self._asked.pop(whose.lookup, None))
+        key = await asyncio.shield(task)
+        self._remembered[whose.lookup] = key
+        if len(self._remembered) > self._remembered_max:
+            self._remembered.popitem(last=False)
+        return key
+
+    async def _of_contact(self, district: str, whose: Whose) -> ResidentKey:
+        lookup = lookup_subject(district, whose.lookup)
+        for _ in range(TRIES_MAX):
+            expect = 0
+            if held := await self._bus.last(lookup, stream=STREAM):
+                if key := await self._stored(district, held.data.decode()):
+                    return key
+                expect = held.sequence  # its key was destroyed: who comes back starts anew
+            kid = self._random(KID_BYTES).hex()
+            wrapped = self._new(district, kid)
+            try:
+                await self._commits.store(
+                    Message(lookup, kid.encode(), expect), Message(key_subject(district, kid), wrapped, 0)
+                )
+            except ConflictError:
+                continue  # somebody was faster: theirs is the key
+            return self._keys.unwrap(district, kid, wrapped)
+        raise UnavailableError("the key of a contact keeps changing")
+
+    async def _of_request(self, district: str, whose: Whose) -> ResidentKey:
+        kid = whose.lookup[: 2 * KID_BYTES]
+        for _ in range(TRIES_MAX):
+            wrapped = self._new(district, kid)
+            try:
+                await self._commits.store(Message(key_subject(district, kid), wrapped, 0))
+            except ConflictError:
+                if key := await self._stored(district, kid):
+                    return key
+                continue
+            return self._keys.unwrap(district, kid, wrapped)
+        raise UnavailableError("the key of a request keeps changing")
+
+    def _new(self, district: str, kid: str) -> bytes:
+        return self._keys.wrap(district, kid, self._random(KEY_BYTES), self._random(NONCE_BYTES))
+
+    async def _stored(self, district: str, kid: str) -> ResidentKey | None:
+        held = await self._bus.last(key_subject(district, kid), stream=STREAM)
+        return self._keys.unwrap(district, kid, held.data) if held else None

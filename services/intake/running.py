@@ -1,0 +1,74 @@
+"""One instance of intake put together: bus, folds, door and app."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fastapi import FastAPI
+
+from services.intake.api import create_app
+from services.intake.cases import Cases
+from services.intake.committing import GroupCommit
+from services.intake.door import SEALED, Door
+from services.intake.following import Following
+from services.intake.keeping import STREAM as KEYS
+from services.intake.keeping import KeyKeeper
+from services.intake.limiting import Limits
+from services.intake.naming import Naming
+from services.intake.sealing import Keys
+from services.intake.settings import Settings
+from shared.auth import Doorkeeper
+from shared.bus import STREAM, Bus
+
+
+@dataclass(frozen=True)
+class Intake:
+    """An app, and the folds it needs to be followed (`following.run()`)."""
+
+    app: FastAPI
+    following: Following
+
+
+def bring_up(bus: Bus, settings: Settings) -> Intake:
+    """
+    Put an instance together.
+
+    Raises:
+        OSError, ValueError: a secret or the file of public keys is missing or unfit; said in one line.
+    """
+    naming = Naming(settings.strong("intake_secret").get_secret_value())
+    keys = Keys(
+        pepper=settings.strong("contact_pepper").get_secret_value(),
+        kek=settings.strong("district_kek").get_secret_value(),
+    )
+    doorkeeper = Doorkeeper.from_file(settings.jwks_file)
+    following = Following(bus, _now)
+    door = Door(
+        bus,
+        naming=naming,
+        keeper=KeyKeeper(bus, keys, GroupCommit(bus, KEYS), random=secrets.token_bytes),
+        ciphertexts=GroupCommit(bus, SEALED),
+        facts=GroupCommit(bus, STREAM),
+        following=following,
+        limits=Limits(settings.rate_per_s, settings.rate_burst),
+        clock=_now,
+        commit_within_s=settings.commit_within_s,
+    )
+    cases = Cases(bus, naming, _now, position=lambda: door.position, within_s=settings.commit_within_s)
+
+    async def ready() -> dict[str, str]:
+        missing = {}
+        if not bus.connected:
+            missing["bus"] = "not connected"
+        if bus.refused:
+            missing["rights"] = bus.refused
+        return missing or await following.missing()
+
+    app = create_app(door=door, cases=cases, following=following, naming=naming, doorkeeper=doorkeeper, ready=ready)
+    return Intake(app, following)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

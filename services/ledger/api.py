@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import orjson
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.ledger import cases
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.projecting import Projector
-from services.ledger.registering import Registry, as_document, digest
+from services.ledger.registering import SECTIONS, Registry, as_document, digest
 from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
 from services.ledger.store import Selection, Store
 from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper
@@ -178,12 +178,17 @@ def district_of(caller: Caller, asked: str | None) -> str | None:
 
 
 class Application(BaseModel):
-    """A register document, and why it is applied."""
+    """A register document, and why it is applied; the document alone will do."""
 
     model_config = ConfigDict(extra="forbid")
 
     document: dict[str, Any]
     why: str = Field("", max_length=200)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, body: Any) -> Any:
+        return {"document": body} if isinstance(body, dict) and body and not body.keys() - SECTIONS.keys() else body
 
 
 District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from shared.envelope import Envelope
+import orjson
+
+from shared.envelope import Envelope, canonical
 from shared.facts import (
     Due,
     RequestRated,
@@ -44,40 +46,38 @@ DETAILS = (
 """What a timeline shows of a fact's data, where the fact has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(TypedDict, total=False):
     """
-    One request as it stands.
+    One request as it stands, and as it is stored; what is not known is absent. Times are text, UTC.
 
-    Attributes:
-        district: which office is responsible now; `districts`: all that may see it, in the order they came in.
-        first: the index of the first leaf about it; `pos`: of the last that changed it.
-        submitted, updated: UTC.
-        round: 1, and one more after each reopening.
-        offers: how often somebody was asked, over all rounds.
-        rated: the last judgement.
+    `first` and `pos` are the indices of the first leaf about it and of the last that changed it; `district` is the office
+    responsible now, `districts` are all that may see it, in the order they came in; `round` is 1, and one more after each
+    reopening; `offers` says how often somebody was asked, over all rounds; `rated` is the last judgement.
     """
 
-    id: str
+    _id: str
     first: int
     pos: int
     district: str
-    districts: tuple[str, ...]
+    districts: list[str]
     area: str
+    located_in: str
+    item: str
+    urgency: int
+    state: State
+    round: int
+    due: dict[str, str]
+    submitted: str
     updated: str
-    state: State = "submitted"
-    located_in: str | None = None
-    item: str | None = None
-    urgency: int | None = None
-    round: int = 1
-    due: dict[str, str] | None = None
-    submitted: str | None = None
-    task: str | None = None
-    holder: str | None = None
-    offers: int = 0
-    rated: dict[str, Any] | None = None
-    same_as: str | None = None
-    tracking_hash: str | None = None
+    task: str | None
+    holder: str | None
+    offers: int
+    rated: dict[str, Any]
+    same_as: str | None
+    tracking_hash: str
+
+
+SHOWN = tuple(name for name in Case.__annotations__ if name not in ("_id", "first", "pos", "tracking_hash"))
 
 
 def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
@@ -87,77 +87,74 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
     Facts about a task that a later round has replaced change nothing: the new task has the word.
     """
     fact = event.fact
-    if event.case is None or not isinstance(fact, MOVING) or (case is not None and index <= case.pos):
+    if event.case is None or not isinstance(fact, MOVING) or (case is not None and index <= case["pos"]):
         return case
-    seen = tuple(filter(None, event.districts.split(",")))
-    if case is None:
-        case = Case(event.case, index, index, event.district, seen, event.area, moment(event.time))
-    else:
-        more = tuple(district for district in seen if district not in case.districts)
-        case = replace(case, pos=index, updated=moment(event.time), districts=case.districts + more)
+    before, case = case, case or _begun(event, index)
+    moved: Case | None = None
     match fact:
         case RequestSubmitted():
-            return replace(
-                case,
-                located_in=fact.located_in,
-                item=fact.item,
-                urgency=fact.urgency,
-                due=dues(fact.due),
-                submitted=moment(event.time),
-                same_as=fact.same_as,
-                tracking_hash=fact.tracking_hash,
-            )
+            moved = {
+                "located_in": fact.located_in,
+                "item": fact.item,
+                "urgency": fact.urgency,
+                "due": dues(fact.due),
+                "submitted": moment(event.time),
+                "same_as": fact.same_as,
+                "tracking_hash": fact.tracking_hash,
+            }
         case RequestWithdrawn():
-            return replace(case, state="withdrawn")
+            moved = {"state": "withdrawn"}
         case RequestRated():
-            return replace(case, rated={"grade": fact.grade, "solved": fact.solved})
+            moved = {"rated": {"grade": fact.grade, "solved": fact.solved}}
         case RequestReopened():
-            return replace(case, state="submitted", round=case.round + 1, due=dues(fact.due), task=None, holder=None)
+            again = case["round"] + 1
+            moved = {"state": "submitted", "round": again, "due": dues(fact.due), "task": None, "holder": None}
         case TaskOpened():
-            return replace(
-                case,
-                state=case.state if case.state == "withdrawn" else "opened",
-                district=event.district,
-                area=fact.area,
-                item=fact.item,
-                urgency=fact.urgency,
-                round=fact.round,
-                due=dues(fact.due),
-                same_as=case.same_as or fact.same_as,
-                task=fact.task_id,
-                holder=None,
-            )
-        case TaskClosed():
-            if fact.task_id != case.task or fact.reason == "reopened":
-                return case
-            return replace(case, state="withdrawn" if fact.reason == "withdrawn" else "closed")
+            moved = {
+                "state": case["state"] if case["state"] == "withdrawn" else "opened",
+                "district": event.district,
+                "area": fact.area,
+                "item": fact.item,
+                "urgency": fact.urgency,
+                "round": fact.round,
+                "due": dues(fact.due),
+                "same_as": case.get("same_as") or fact.same_as,
+                "task": fact.task_id,
+                "holder": None,
+            }
+        case TaskClosed() if fact.task_id == case.get("task") and fact.reason != "reopened":
+            moved = {"state": "withdrawn" if fact.reason == "withdrawn" else "closed"}
         case TaskOffered() | TaskAccepted() | TaskArrived() | TaskDone() | TaskUnplaced():
-            if fact.task_id != case.task:
-                return case
-            case = replace(case, state=case.state if case.state == "withdrawn" else _TASK_STATES[type(fact)])
-            if isinstance(fact, TaskOffered):
-                return replace(case, offers=case.offers + 1, holder=None)
-            return replace(case, holder=fact.member_id) if isinstance(fact, TaskAccepted) else case
-        case _:
-            return case
+            if fact.task_id == case.get("task"):
+                moved = {"state": case["state"] if case["state"] == "withdrawn" else _TASK_STATES[type(fact)]}
+                if isinstance(fact, TaskOffered):
+                    moved["offers"], moved["holder"] = case["offers"] + 1, None
+                elif isinstance(fact, TaskAccepted):
+                    moved["holder"] = fact.member_id
+    if moved is None:
+        return before
+    more = [district for district in event.districts.split(",") if district not in case["districts"]]
+    seen = case["districts"] + more if more and more != [""] else case["districts"]
+    return {**case, **moved, "pos": index, "updated": moment(event.time), "districts": seen}
 
 
-def document(case: Case) -> dict[str, Any]:
-    """The case as it is stored: without absent fields, its id under `_id`."""
-    held = {name: getattr(case, name) for name in _NAMES}
-    return {"_id": held.pop("id"), **{name: value for name, value in held.items() if value is not None}}
+def _begun(event: Envelope, index: int) -> Case:
+    return {
+        "_id": event.case or "",
+        "first": index,
+        "pos": -1,
+        "district": event.district,
+        "districts": [],
+        "area": event.area,
+        "state": "submitted",
+        "round": 1,
+        "offers": 0,
+    }
 
 
-def restore(document: dict[str, Any]) -> Case:
-    """The case in a stored document."""
-    held = {name: value for name, value in document.items() if name != "_id"}
-    return Case(id=document["_id"], **{**held, "districts": tuple(document["districts"])})
-
-
-def shown(document: dict[str, Any]) -> dict[str, Any]:
+def shown(case: Mapping[str, Any]) -> dict[str, Any]:
     """A stored case as callers see it; absent values are null, so that every case has the same keys."""
-    case = restore(document)
-    return {name: getattr(case, name) for name in _NAMES if name not in ("first", "tracking_hash")}
+    return {"id": case["_id"], **{name: case.get(name) for name in SHOWN}}
 
 
 def entry(index: int, leaf: dict[str, Any]) -> dict[str, Any]:
@@ -182,13 +179,11 @@ def entry(index: int, leaf: dict[str, Any]) -> dict[str, Any]:
 
 
 def moment(time: datetime) -> str:
-    """UTC in RFC 3339 with milliseconds."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """UTC, in the form that facts have."""
+    return orjson.dumps(time.astimezone(UTC), option=orjson.OPT_UTC_Z)[1:-1].decode()
 
 
 def dues(due: Due) -> dict[str, str]:
-    """The four clocks, as text."""
-    return {name: moment(getattr(due, name)) for name in ("sign", "contact", "handle", "life")}
-
-
-_NAMES = tuple(field.name for field in fields(Case))
+    """The four clocks, in the form that facts have."""
+    clocks: dict[str, str] = orjson.loads(canonical(due))
+    return clocks

@@ -20,7 +20,7 @@ from services.ledger import cases
 from services.ledger.cases import Case
 from services.ledger.leaves import EVENT, GAP, Leaf
 from services.ledger.store import Projected, Selection, Store, StoreUnavailableError
-from shared.envelope import Envelope, canonical, decode
+from shared.envelope import Envelope, opened
 from shared.telemetry import logger
 
 NAME = "cases"
@@ -109,7 +109,7 @@ class Projector:
             return False
         await load(self._kept, batch, self._store.cases)
         changed = fold(self._kept, batch)
-        await self._store.put_cases([cases.document(self._kept[id_]) for id_ in changed])
+        await self._store.put_cases([self._kept[id_] for id_ in changed])
         forget(self._kept)
         to = replace(self.at, position=batch[-1].index + 1, sequence=reached(batch[-1]))
         if await self._store.move_projected(NAME, to, was=self.at):
@@ -150,7 +150,7 @@ class Projector:
 async def load(
     kept: OrderedDict[str, Case],
     batch: Iterable[Leaf],
-    find: Callable[[Iterable[str]], Awaitable[list[dict[str, Any]]]],
+    find: Callable[[Iterable[str]], Awaitable[list[Case]]],
 ) -> None:
     """Have in memory what the batch goes on with. A case whose first leaf is in the batch has nothing to load."""
     needed: dict[str, None] = {}
@@ -163,8 +163,8 @@ async def load(
         elif not leaf.data.startswith(b'{"case":{"id":"%s","n":1}' % event.case.encode()):
             needed[event.case] = None
     if needed:
-        for document in await find(needed):
-            kept[document["_id"]] = cases.restore(document)
+        for case in await find(needed):
+            kept[case["_id"]] = case
 
 
 def forget(kept: OrderedDict[str, Case]) -> None:
@@ -202,7 +202,7 @@ def stored_leaf(index: int, data: bytes) -> Leaf:
     source = document["src"]
     envelope: Envelope | None = None
     if document["kind"] == EVENT:
-        envelope = decode(document["subject"], canonical(document["event"]))
+        envelope = opened(document["subject"], document["event"])
     return Leaf(index, data, document["kind"], source.get("epoch", 0), source["seq"], envelope=envelope)
 
 
@@ -235,7 +235,7 @@ async def rebuild(store: Store, progress: Callable[[int, int], Any]) -> int:
         at, sequence = batch[-1].index + 1, reached(batch[-1])
         await load(kept, batch, store.cases_aside)
         changed = fold(kept, batch)
-        await store.put_cases([cases.document(kept[id_]) for id_ in changed], aside=True)
+        await store.put_cases([kept[id_] for id_ in changed], aside=True)
         forget(kept)
         beat = replace(held, paused=at)
         if not await store.move_projected(NAME, beat, was=held):

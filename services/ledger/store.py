@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, 
 from pymongo.read_concern import ReadConcern
 
 from services.ledger import leaves
+from services.ledger.cases import Case
 from services.ledger.leaves import First, Leaf
 from shared.errors import PaidanError, UnavailableError
 
@@ -112,7 +113,7 @@ class Store:
         )
         self._rejects = self._database.get_collection("rejects", write_concern=durable)
         # Projections can be made again from the log: they do not wait for the disk.
-        self._cases = self._database.get_collection("proj_cases", write_concern=WriteConcern(w=1))
+        self._cases: Any = self._database.get_collection("proj_cases", write_concern=WriteConcern(w=1))
         self._projections = self._database.get_collection("proj_state", write_concern=WriteConcern(w=1))
 
     @classmethod
@@ -279,16 +280,16 @@ class Store:
                 return False
         return bool(done.matched_count or done.upserted_id)
 
-    async def cases(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+    async def cases(self, ids: Iterable[str]) -> list[Case]:
         """The case documents with these ids."""
         with _asking():
-            found: list[dict[str, Any]] = await self._cases.find({"_id": {"$in": list(ids)}}).to_list(None)
+            found: list[Case] = await self._cases.find({"_id": {"$in": list(ids)}}).to_list(None)
         return found
 
-    async def cases_aside(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+    async def cases_aside(self, ids: Iterable[str]) -> list[Case]:
         """The same, of the collection being rebuilt."""
         with _asking():
-            found: list[dict[str, Any]] = await self._aside.find({"_id": {"$in": list(ids)}}).to_list(None)
+            found: list[Case] = await self._aside.find({"_id": {"$in": list(ids)}}).to_list(None)
         return found
 
     async def count_cases(self) -> int:
@@ -296,7 +297,7 @@ class Store:
         with _asking():
             return int(await self._cases.estimated_document_count())
 
-    async def put_cases(self, documents: Sequence[dict[str, Any]], *, aside: bool = False) -> None:
+    async def put_cases(self, documents: Sequence[Case], *, aside: bool = False) -> None:
         """Write case documents where what is there is older (`pos`); `aside`: into the rebuilt collection."""
         if not documents:
             return
@@ -313,16 +314,16 @@ class Store:
                 if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
                     raise
 
-    async def case(self, *, id: str | None = None, tracking_hash: str | None = None) -> dict[str, Any] | None:
+    async def case(self, *, id: str | None = None, tracking_hash: str | None = None) -> Case | None:
         """One case document."""
         with _asking():
             by = {"_id": id} if id is not None else {"tracking_hash": tracking_hash}
-            found: dict[str, Any] | None = await self._cases.find_one(by)
+            found: Case | None = await self._cases.find_one(by)
         return found
 
     async def list_cases(
         self, by: Mapping[str, str], *, district: str | None, below: int | None, limit: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Case]:
         """Cases that have these values, newest first, `first` below the given one."""
         query: dict[str, Any] = dict(by)
         if district is not None:
@@ -330,9 +331,7 @@ class Store:
         if below is not None:
             query["first"] = {"$lt": below}
         with _asking():
-            found: list[dict[str, Any]] = (
-                await self._cases.find(query).sort("first", DESCENDING).limit(limit).to_list(limit)
-            )
+            found: list[Case] = await self._cases.find(query).sort("first", DESCENDING).limit(limit).to_list(limit)
         return found
 
     @property

@@ -154,18 +154,10 @@ def evolve(post: Post, envelope: Envelope) -> Post:
     match envelope.fact:
         case NoticeQueued() as fact:
             return _queued(post, envelope, fact)
-        case NoticeSent() as fact:
-            notice = post.notices.get(fact.notice_id)
-            if notice is None:
-                return post
-            counted = post.sent.set(fact.channel, post.sent.get(fact.channel, 0) + 1)
-            return _over(replace(post, sent=counted), notice, told=True)
-        case NoticeFailed(retry_at=None) as fact:
-            notice = post.notices.get(fact.notice_id)
-            if notice is None:
-                return post
-            counted = post.failed.set(fact.code, post.failed.get(fact.code, 0) + 1)
-            return _over(replace(post, failed=counted), notice, told=False)
+        case NoticeSent(notice_id=id, channel=channel) if id in post.notices:
+            return _over(post, post.notices[id], sent=post.sent.set(channel, post.sent.get(channel, 0) + 1))
+        case NoticeFailed(notice_id=id, retry_at=None, code=code) if id in post.notices:
+            return _over(post, post.notices[id], failed=post.failed.set(code, post.failed.get(code, 0) + 1))
         case NoticeFailed(notice_id=id, retry_at=datetime() as at, attempt=attempt) if id in post.notices:
             return _waits(post, replace(post.notices[id], due=at, attempts=attempt))
         case NoticeHeld(notice_id=id, until=until) if id in post.notices:
@@ -211,15 +203,22 @@ def _waits(post: Post, notice: Notice) -> Post:
     return replace(post, notices=post.notices.set(notice.id, notice))
 
 
-def _over(post: Post, notice: Notice, *, told: bool) -> Post:
+def _over(
+    post: Post, notice: Notice, *, sent: Map[str, int] | None = None, failed: Map[str, int] | None = None
+) -> Post:
     """The notice is done with: sent, or given up."""
     tasks = post.tasks
     if notice.template == OFFERED and (task := tasks.get(notice.task)):
         waiting = tuple(one for one in task.waiting if one[1] != notice.id)
-        knows = (*task.told, notice.recipient) if told else task.told
-        tasks = tasks.set(notice.task, replace(task, waiting=waiting, told=knows))
+        told = task.told if sent is None else (*task.told, notice.recipient)
+        tasks = tasks.set(notice.task, replace(task, waiting=waiting, told=told))
     return replace(
-        post, notices=post.notices.delete(notice.id), numbers=post.numbers.delete(notice.number), tasks=tasks
+        post,
+        notices=post.notices.delete(notice.id),
+        numbers=post.numbers.delete(notice.number),
+        tasks=tasks,
+        sent=post.sent if sent is None else sent,
+        failed=post.failed if failed is None else failed,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -285,8 +286,9 @@ class Sender:
             self._outcomes.extend(outcomes)
             return
         post = self._turns.state
+        for labels, n in Tally((one.channel, one.result, one.code) for one in outcomes).items():
+            OUTCOMES.labels(self._district, *labels).inc(n)
         for outcome in outcomes:
-            OUTCOMES.labels(self._district, outcome.channel, outcome.result, outcome.code).inc()
             if notice := post.notices.get(outcome.notice_id):  # it will be tried again
                 heapq.heappush(self._due, (notice.due, notice.recipient, notice.number, notice.id))
         self._wake.set()

@@ -115,7 +115,7 @@ class Wording:
             try:
                 templates[name] = environment.from_string(source.strip())
                 templates[name].render(_EXAMPLE)
-            except jinja2.TemplateError as why:
+            except Exception as why:  # a template can raise anything
                 raise ValueError(f"template {name}: {why}") from None
         return cls(templates, public_url.rstrip("/"))
 

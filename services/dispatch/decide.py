@@ -71,6 +71,10 @@ class Draft:
         self.facts.append(envelope)
         self.desk = evolve(self.desk, envelope)
 
+    def match_id(self, task: Task) -> str:
+        """The id of this decision's explanation: another decision about the same wave has another one."""
+        return derived_id(self._cause, "match", task.id, task.wave + 1)
+
     def of(self, task: Task, fact: Fact) -> None:
         """One more fact about a task, for all who may see the task."""
         self.add(fact, area=task.area, case=task.request, districts=task.districts)
@@ -159,7 +163,7 @@ def offer(draft: Draft, task: Task) -> None:
     found = match(draft.desk, task, draft.now)
     asked = found.chosen if task.wave < policy.waves else None
     explained = MatchExplained(
-        match_id=derived_id(task.id, "match", task.wave + 1),
+        match_id=draft.match_id(task),
         task_id=task.id,
         policy=policy.version,
         considered=found.considered,
@@ -285,7 +289,7 @@ def offer_by_hand(draft: Draft, command: Offer) -> None:
     if task.offered:
         draft.of(task, TaskExpired(task_id=task.id, wave=task.wave, members=task.offered))
     explained = MatchExplained(
-        match_id=derived_id(task.id, "match", task.wave + 1),
+        match_id=draft.match_id(task),
         task_id=task.id,
         policy=draft.desk.register.policy(draft.desk.district).version,
         considered=1,

@@ -36,10 +36,14 @@ class Event(NamedTuple):
         """From what the bus delivered; None for what is no fact."""
         try:
             _, district, _, area, entity, fact, *_ = delivery.subject.split(".", 6)
-            districts = tuple(orjson.loads(delivery.data)["districts"].split(","))
+            event = orjson.loads(delivery.data)
+            districts = tuple(event["districts"].split(","))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, delivery.data)
+        data = delivery.data
+        if b"\n" in data or b"\r" in data:  # a line break would end the event's data
+            data = orjson.dumps(event)
+        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, data)
 
     def lines(self) -> bytes:
         """As server-sent event; its id is the stream's sequence."""
@@ -82,6 +86,7 @@ class LiveTail:
         self._bus = bus
         self._events: deque[Event] = deque(maxlen=events)
         self._changed = asyncio.Event()
+        self._began = asyncio.Event()
         self._floor = 0
         self.last = 0
 
@@ -93,6 +98,7 @@ class LiveTail:
                 break
             except BusError:
                 await asyncio.sleep(0.5)
+        self._began.set()
         reader = self._bus.reader((SUBJECTS,), after=self.last)
         try:
             while not until.is_set():
@@ -120,14 +126,16 @@ class LiveTail:
         Raises:
             RefusedError: `bad_cursor` where `after` lies beyond the end of the stream.
         """
+        await self._began.wait()
         position = self.last if after is None else after
         yield b": paidan %d\n\n" % position
         while not until.is_set():
             if position < self._floor:
-                async for event in self._catch_up(position, until):
-                    position = event.sequence
-                    if wanted.shows(event):
+                async for sequence, event in self._catch_up(position, until):
+                    position = sequence
+                    if event and wanted.shows(event):
                         yield event.lines()
+                continue  # the tail has moved on meanwhile: look again before trusting it
             changed = self._changed
             events = list(self._events)
             news = events[bisect_right(events, position, key=lambda event: event.sequence) :]
@@ -141,15 +149,13 @@ class LiveTail:
                 except TimeoutError:
                     yield b": %d\n\n" % position
 
-    async def _catch_up(self, after: int, until: asyncio.Event) -> AsyncIterator[Event]:
+    async def _catch_up(self, after: int, until: asyncio.Event) -> AsyncIterator[tuple[int, Event | None]]:
         """What came after a sequence that the tail no longer holds, until the tail does."""
         reader = self._bus.reader((SUBJECTS,), after=after)
-        taken = after  # the reader itself is ahead of us by what it holds
         try:
-            while taken < self._floor and not until.is_set():
+            while after < self._floor and not until.is_set():
                 for delivery in await reader.wait(0.5):
-                    taken = delivery.sequence
-                    if event := Event.of(delivery):
-                        yield event
+                    after = delivery.sequence
+                    yield after, Event.of(delivery)
         finally:
             await reader.close()

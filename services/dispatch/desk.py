@@ -17,7 +17,8 @@ from services.dispatch.decide import decide
 from services.dispatch.model import Desk
 from shared.auth import Doorkeeper
 from shared.bus import Bus, Request, Subscription
-from shared.errors import FencedError, RefusedError
+from shared.envelope import decode
+from shared.errors import FencedError, MalformedError, RefusedError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
@@ -100,7 +101,12 @@ class Desks:
         try:
             while not self._until.is_set():
                 for delivery in await reader.wait(0.5):
-                    district = str(orjson.loads(delivery.data)["data"]["district"])
+                    try:
+                        fact = decode(delivery.subject, delivery.data).fact
+                    except MalformedError as why:
+                        logger().error("district_malformed", sequence=delivery.sequence, why=str(why))
+                        continue
+                    district = str(getattr(fact, fact.key))
                     if self._named is None or district in self._named:
                         self._open(district)
         finally:

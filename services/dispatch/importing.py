@@ -86,6 +86,8 @@ def read(content: bytes, media_type: str) -> list[Mapping[str, Any]]:
                 raise RefusedError("invalid", field="body", why="a list of objects")
         else:
             rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restkey="…"))
+    except csv.Error as why:
+        raise RefusedError("invalid", field="body", why=str(why)) from None
     except UnicodeDecodeError:
         raise RefusedError("invalid", field="body", why="UTF-8") from None
     except orjson.JSONDecodeError:
@@ -105,13 +107,17 @@ def check(rows: Iterable[Mapping[str, Any]], district: str) -> tuple[list[tuple[
         try:
             row = Row.model_validate({key: _cell(key, value) for key, value in raw.items() if value not in (None, "")})
             row.enrolment()
-            row.contact()
         except ValidationError as why:
             first = why.errors(include_url=False, include_input=False)[0]
             bad.append(Report(number, id, "error", ".".join(map(str, first["loc"])), first["msg"]))
             continue
         except ValueError as why:
             bad.append(Report(number, id, "error", "duty", str(why)))
+            continue
+        try:
+            row.contact()
+        except ValueError as why:
+            bad.append(Report(number, id, "error", "quiet", str(why)))
             continue
         if row.district != district:
             continue  # another district's member in a file for several
@@ -129,23 +135,30 @@ def duty(span: str) -> Duty:
     since, until = span_of_day(hours)
     first, _, last = days.partition("-")
     try:
-        weekdays = tuple(range(int(first), int(last or first) + 1))
+        begins, ends = int(first), int(last or first)
     except ValueError:
         raise ValueError(f"duty {span!r} is not like '1-5 08:00-12:00'") from None
-    if not weekdays or not since < until:
-        raise ValueError(f"duty {span!r} is not like '1-5 08:00-12:00'")
-    return Duty(days=weekdays, since=since, until=until)
+    if not 1 <= begins <= ends <= 7:
+        raise ValueError(f"duty {span!r} needs weekdays from 1 (Monday) to 7")
+    if not since < until:
+        raise ValueError(f"duty {span!r} ends before it begins: write a night as two spans, split at 24:00")
+    return Duty(days=tuple(range(begins, ends + 1)), since=since, until=until)
 
 
 def span_of_day(hours: str) -> tuple[int, int]:
     """`22:00-07:00` as minutes of the day. Raises ValueError."""
     try:
-        since, until = (int(h) * 60 + int(m) for h, m in (clock.split(":") for clock in hours.strip().split("-")))
+        since, until = (_minute(clock) for clock in hours.strip().split("-"))
     except ValueError:
         raise ValueError(f"{hours!r} is not like '08:00-12:00'") from None
-    if not (0 <= since <= 1440 and 0 <= until <= 1440):
-        raise ValueError(f"{hours!r} is not within a day")
     return since, until
+
+
+def _minute(clock: str) -> int:
+    hour, minute = map(int, clock.split(":"))
+    if not (0 <= hour <= 24 and 0 <= minute < 60 and hour * 60 + minute <= 1440):
+        raise ValueError(clock)
+    return hour * 60 + minute
 
 
 def _cell(key: str, value: Any) -> Any:

@@ -313,7 +313,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
         wanted = Wanted.by(caller, district, area, types)
         if last_event_id is not None:
-            if not last_event_id.isdigit():
+            if not (last_event_id.isascii() and last_event_id.isdigit()):
                 raise RefusedError("bad_cursor", field="Last-Event-ID")
             after = int(last_event_id)
         if after is not None and after > tail.last and after > (await bus.state()).last:

@@ -334,7 +334,8 @@ def enrolled(desk: Desk, fact: MemberEnrolled) -> Desk:
     known = desk.members.get(fact.member_id)
     by_area = desk.by_area
     for area in set(known.areas if known else ()) - set(fact.areas):
-        by_area = by_area.set(area, tuple(m for m in by_area[area] if m != fact.member_id))
+        others = tuple(m for m in by_area[area] if m != fact.member_id)
+        by_area = by_area.set(area, others) if others else by_area.delete(area)
     for area in sorted(set(fact.areas) - set(known.areas if known else ())):
         by_area = by_area.set(area, tuple(sorted({*by_area.get(area, ()), fact.member_id})))
     member = Member(

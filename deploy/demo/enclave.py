@@ -1,0 +1,138 @@
+"""The enclave case (插花地), told step by step as the ledger has it, for each of the two offices that may see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from deploy.demo.calls import Calls
+
+SERVING, LOCATED = "420106", "420107"
+MUST_HAPPEN = (
+    *("request.submitted", "task.opened", "task.offered", "task.declined", "task.accepted", "task.arrived"),
+    *("task.done", "request.rated", "task.closed"),
+)
+GRADES = {1: "非常不满意", 2: "不满意", 3: "基本满意", 4: "满意", 5: "非常满意"}
+REASONS = {"busy": "手头有事", "too_far": "路太远", "off_sick": "身体不适", "other": "其他原因"}
+CLOSINGS = {"rated": "居民已评单", "quiet": "期满无异议", "withdrawn": "居民撤回", "reopened": "转入重办"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: when, what, in Chinese, and which offices read it in the ledger."""
+
+    time: str
+    name: str
+    zh: str
+    districts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The case, and what about it does not hold."""
+
+    request: str
+    steps: tuple[Step, ...]
+    area: str
+    state: str
+    failures: tuple[str, ...]
+
+
+async def tell(calls: Calls, request: str, register: dict[str, Any]) -> Told:
+    """Read the case twice, with a token of either office, and tell what both see."""
+    names = Names(register)
+    read, failures = {}, []
+    for district in (SERVING, LOCATED):
+        token = calls.token("dispatcher", district=district, sub=f"duty-{district}")
+        answer = await calls.get("ledger", f"/v1/cases/{request}", token=token)
+        if not answer.ok:
+            failures.append(f"{names.district(district)}读不到插花地案件 / cannot read the enclave case: {answer}")
+            return Told(request, (), "", "", tuple(failures))
+        read[district] = answer.document["case"]
+    mine, theirs = read[SERVING], read[LOCATED]
+    seen_there = {entry["id"] for entry in theirs["timeline"]}
+    steps = []
+    for entry in mine["timeline"]:
+        if text := told(entry, mine, names):
+            both = entry["id"] in seen_there
+            steps.append(Step(entry["time"], entry["name"], text, (SERVING, LOCATED) if both else (SERVING,)))
+            if not both:
+                failures.append(f"{names.district(LOCATED)}看不到 / cannot see {entry['name']} {entry['id']}")
+    failures += [
+        f"两区所见不同 / the offices see different {key}: {mine[key]} {theirs[key]}"
+        for key in ("id", "state", "area", "located_in", "district", "round")
+        if mine[key] != theirs[key]
+    ]
+    happened = {step.name for step in steps}
+    failures += [f"插花地案件缺少一步 / a step is missing: {name}" for name in MUST_HAPPEN if name not in happened]
+    if (mine["located_in"], mine["district"]) != (LOCATED, SERVING):
+        failures.append(f"插花地归属不对 / located in {mine['located_in']}, served by {mine['district']}")
+    return Told(request, tuple(steps), mine["area"], mine["state"], tuple(failures))
+
+
+class Names:
+    """What people call districts, areas and items, from the register."""
+
+    def __init__(self, register: dict[str, Any]) -> None:
+        self._districts: dict[str, str] = {entry["district"]: entry["title"]["zh"] for entry in register["districts"]}
+        self._areas: dict[str, str] = {entry["area"]: entry["title"]["zh"] for entry in register["areas"]}
+        self._items: dict[str, str] = {entry["item"]: entry["title"]["zh"] for entry in register["items"]}
+
+    def district(self, code: str) -> str:
+        """`420106` → 武昌区."""
+        return self._districts.get(code, code)
+
+    def area(self, code: str) -> str:
+        """`xinxiang` → 新湘小区."""
+        return self._areas.get(code, code)
+
+    def item(self, code: str) -> str:
+        """`repair.leak` → 房屋漏水."""
+        return self._items.get(code, code)
+
+
+def told(entry: dict[str, Any], case: dict[str, Any], names: Names) -> str | None:
+    """One entry of a timeline as a sentence; None for what is the office's own affair (matching, messages)."""
+    serving, located = names.district(case["district"]), names.district(case["located_in"])
+    area = names.area(case["area"])
+    member = entry.get("member_id", "")
+    match entry["name"]:
+        case "request.submitted":
+            by = local(case["due"]["handle"], "%m月%d日 %H:%M")
+            return (
+                f"居民报修“{names.item(entry['item'])}”：地点在{located}地界的{area}，按插花地协议由{serving}服务；"
+                f"承诺 {by} 前办结"
+            )
+        case "task.opened":
+            return f"{serving}受理，{located}同时看到"
+        case "task.offered":
+            return f"{serving}第 {entry['wave']} 次派单，派给 {'、'.join(entry['members'])}（此刻负荷最低且有相应技能）"
+        case "task.declined":
+            return f"{member} 婉拒：{REASONS.get(entry['reason'], entry['reason'])}"
+        case "task.expired":
+            return f"{'、'.join(entry['members'])} 未答复，派单过时"
+        case "task.accepted":
+            return f"{member} 接单"
+        case "task.arrived":
+            return f"{member} 到场：{located}的{area}"
+        case "task.done":
+            return f"{member} 办结"
+        case "task.unplaced":
+            return f"无人可派，请{serving}值班长安排"
+        case "request.rated":
+            solved = "问题已解决" if entry["solved"] else "问题未解决"
+            return f"居民评单：{GRADES[entry['grade']]}（{entry['grade']} 分），{solved}"
+        case "request.reopened":
+            return "居民要求重办"
+        case "request.withdrawn":
+            return "居民撤回"
+        case "task.closed":
+            return f"结案（{CLOSINGS[entry['reason']]}），{serving}与{located}存同一份档案"
+    return None
+
+
+def local(moment: str, form: str) -> str:
+    """A moment as the clocks of the place show it."""
+    return datetime.fromisoformat(moment).astimezone(ZoneInfo("Asia/Shanghai")).strftime(form)

@@ -1,0 +1,204 @@
+"""The end of the demo: what happened, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deploy.demo.enclave import Names, Told, local
+from deploy.demo.figures import Figures
+
+HEADS = {
+    "submitted": "诉求\nin",
+    "offered": "已派单\noffered",
+    "declined": "有婉拒\ndeclined",
+    "expired": "有过时\nexpired",
+    "accepted": "已接单\naccepted",
+    "done": "已办结\ndone",
+    "rated": "已评单\nrated",
+    "reopened": "重办\nreopened",
+    "withdrawn": "撤回\nwithdrawn",
+    "unplaced": "无人可派\nunplaced",
+}
+CHANNELS = {
+    "wecom": "企业微信群机器人 / WeCom bot",
+    "dingtalk": "钉钉 / DingTalk",
+    "mail": "邮件 / mail",
+    "webhook": "Webhook",
+    "console": "控制台 / console",
+}
+REFUSALS = {
+    "invalid": "空白内容",
+    "outside": "坐标在服务范围外",
+    "unknown_area": "没有这个地方",
+    "unknown_item": "清单里没有的事项",
+    "key_reused": "同键异文",
+    "key_missing": "缺少提交键",
+    "already_taken": "已由他人接单",
+    "not_yourself": "冒充他人",
+    "foreign_district": "越区操作",
+    "unauthenticated": "假令牌",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    Everything the demo has to say at its end.
+
+    Attributes:
+        districts: codes in the order of the register.
+        received: messages by channel, as the receivers counted them.
+        stream_last: the last number of the stream when the ledger was read.
+        latencies_ms: from submission to the offer on the live stream, `day` and `load`.
+        load: `requests`, `seconds`.
+        failures: what did not hold; empty when all did.
+    """
+
+    districts: Sequence[str]
+    names: Names
+    figures: Figures
+    received: Mapping[str, int]
+    notices: Mapping[str, int]
+    refused: Mapping[str, int]
+    stream_last: int
+    latencies_ms: Mapping[str, Sequence[float]]
+    load: Mapping[str, float]
+    enclave: Told
+    took_s: float
+    failures: Sequence[str]
+
+    def messages(self) -> dict[str, int]:
+        """By channel: what the receivers counted; for the console, which is a log, what the ledger says."""
+        channels = {**dict.fromkeys(CHANNELS, 0), **self.figures.messages}
+        return {channel: self.received.get(channel, count) for channel, count in channels.items()}
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        every = [*self.latencies_ms["day"], *self.latencies_ms["load"]]
+        return {
+            "ok": not self.failures,
+            "failures": list(self.failures),
+            "districts": self.figures.districts(self.districts),
+            "messages": self.messages(),
+            "notices": dict(self.notices),
+            "refused": dict(self.refused),
+            "ledger": {
+                "facts": self.figures.facts,
+                "leaves": self.figures.leaves,
+                "gaps": self.figures.kinds["gap"],
+                "last_sequence": self.figures.last_sequence,
+                "stream_last_sequence": self.stream_last,
+                "accounted": self.figures.accounted,
+            },
+            "latency_ms": {
+                **percentiles(every),
+                **{name: percentiles(found) for name, found in self.latencies_ms.items()},
+            },
+            "load": dict(self.load),
+            "enclave": {
+                "request": self.enclave.request,
+                "area": self.enclave.area,
+                "state": self.enclave.state,
+                "steps": [
+                    {"time": step.time, "fact": step.name, "zh": step.zh, "districts": list(step.districts)}
+                    for step in self.enclave.steps
+                ],
+            },
+            "took_s": round(self.took_s, 1),
+        }
+
+    def show(self, console: Console) -> None:
+        """For people."""
+        console.print()
+        console.print("[bold]派单演示小结 / Summary[/bold]", soft_wrap=True)
+        console.print("以下数字全部由账本重放得出 / every figure is folded from the ledger's replay\n", soft_wrap=True)
+        console.print(self._districts())
+        self._show_enclave(console)
+        console.print(self._messages())
+        self._show_rest(console)
+        if self.failures:
+            console.print(f"\n[bold red]有 {len(self.failures)} 处不符 / did not hold:[/bold red]")
+            for line in self.failures[:50]:
+                console.print(f"  ✗ {line}", style="red", soft_wrap=True, markup=False)
+        else:
+            console.print("\n[bold green]✓ 全部相符 / everything held[/bold green]", soft_wrap=True)
+
+    def _districts(self) -> Table:
+        table = Table(title="各区诉求 / requests by district", title_justify="left", box=box.SIMPLE)
+        table.add_column("区 / district")
+        for head in HEADS.values():
+            table.add_column(head, justify="right")
+        found = self.figures.districts(self.districts)
+        for code, row in found.items():
+            table.add_row(f"{self.names.district(code)} {code}", *(str(row[column]) for column in HEADS))
+        table.add_section()
+        table.add_row("合计 / all", *(str(sum(row[column] for row in found.values())) for column in HEADS))
+        return table
+
+    def _show_enclave(self, console: Console) -> None:
+        area = self.names.area(self.enclave.area)
+        console.print(f"[bold]插花地的一件事 / one case of the enclave[/bold]  {area}  {self.enclave.request}")
+        for number, step in enumerate(self.enclave.steps, 1):
+            seen = "、".join(self.names.district(code) for code in step.districts)
+            time = local(step.time, "%H:%M:%S.%f")[:-3]
+            console.print(f"  {number:>2}. {time}  {step.zh}  [dim]〔{seen}可见〕[/dim]", soft_wrap=True)
+        console.print()
+
+    def _messages(self) -> Table:
+        table = Table(title="消息 / messages", title_justify="left", box=box.SIMPLE)
+        table.add_column("渠道 / channel")
+        table.add_column("接收端收到\nreceived", justify="right")
+        table.add_column("账本记发出\nsent, by the ledger", justify="right")
+        for channel, count in self.messages().items():
+            sent = self.figures.messages[channel]
+            received = str(count) if channel in self.received else "–"
+            table.add_row(CHANNELS.get(channel, channel), received, str(sent))
+        return table
+
+    def _show_rest(self, console: Console) -> None:
+        figures, times = self.figures, self.latencies_ms
+        held, overtaken = self.notices.get("held", 0), self.notices.get("given_up", 0)
+        console.print(
+            f"另有 {held} 条因免打扰时段暂缓，{overtaken} 条未发出时已无必要 / "
+            f"{held} more held for quiet hours, {overtaken} no longer needed when their turn came\n",
+            soft_wrap=True,
+        )
+        refused = "，".join(f"{REFUSALS.get(code, code)} {count}" for code, count in sorted(self.refused.items()))
+        console.print(f"按规矩拒绝 / refused as they should be: {refused}\n", soft_wrap=True)
+        gaps = f"，缺口叶 {figures.kinds['gap']}" if figures.kinds["gap"] else "，无缺口"
+        sure = (
+            f"总线序号 1…{figures.last_sequence} 逐一有据 / every sequence of the stream accounted for"
+            if figures.accounted and figures.last_sequence == self.stream_last
+            else f"总线到 {self.stream_last}，账本到 {figures.last_sequence}，对不上 / not all accounted for"
+        )
+        console.print(
+            f"[bold]账本 / ledger[/bold]  事实 / facts {figures.facts}，叶 / leaves {figures.leaves}{gaps}；{sure}",
+            soft_wrap=True,
+        )
+        console.print("[bold]从提交到派单可见 / from submission to the visible offer[/bold]", soft_wrap=True)
+        labels = {
+            "day": "平日，一条接一条 / the day, one after another",
+            "load": f"压测，每秒 {self.load['per_second']:.0f} 条 / the load, as fast as it goes",
+        }
+        for name, label in labels.items():
+            at = percentiles(times[name])
+            console.print(
+                f"  {label}  p50 {at['p50']:.0f} ms  p99 {at['p99']:.0f} ms  ({at['count']:.0f})", soft_wrap=True
+            )
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50 and p99 by nearest rank, and of how many; 0 where there are none."""
+    ordered = sorted(values)
+    at = {name: ordered[ceil(share * len(ordered)) - 1] if ordered else 0.0 for name, share in _RANKS.items()}
+    return {**{name: round(value, 1) for name, value in at.items()}, "count": len(ordered)}
+
+
+_RANKS = {"p50": 0.5, "p99": 0.99}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 DEMO_REGISTER = Path(__file__).parent / "demo" / "register.json"
+DEMO_MEMBERS = Path(__file__).parent / "demo" / "members.csv"
+PEOPLES_PACE = {"offer": {"amount": 15, "unit": "minutes"}, "close_after": {"amount": 1, "unit": "hours"}}
+"""The demo's policy gives seconds, for simulated members; whoever tries it by hand gets time to type."""
 HTTP_PORT = 8420
 
 app = typer.Typer(
@@ -256,8 +259,13 @@ async def _start(stack: "Stack", *, demo: bool) -> list[str]:
     if not demo:
         return []
     document = _read_json(DEMO_REGISTER)
+    for policy in document.get("policies", []):
+        policy |= PEOPLES_PACE
     await stack.apply_register(document, why="演示社区 / the demo's place")
-    return [str(entry["district"]) for entry in document.get("districts", [])]
+    districts = [str(entry["district"]) for entry in document.get("districts", [])]
+    for district in districts:
+        await stack.enrol(DEMO_MEMBERS.read_bytes(), district)
+    return districts
 
 
 def _stop_on_signals() -> "asyncio.Future[None]":
@@ -278,9 +286,11 @@ def _stop_on_signals() -> "asyncio.Future[None]":
 def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
     district = next(iter(districts), "*")
     urls = stack.urls
-    dispatcher = stack.token("dispatcher", district=district)
-    auditor = stack.token("auditor")
-    admin = stack.token("admin")
+    logins = {
+        "DISPATCHER": stack.token("dispatcher", district=district),
+        "AUDITOR": stack.token("auditor"),
+        "ADMIN": stack.token("admin"),
+    }
     return [
         "",
         "派单已就绪 / Paidan is ready",
@@ -288,18 +298,17 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
         f"  {'nats':<9}{stack.bus_url}",
         f"  日志 / logs  {stack.data / 'logs'}",
         "",
-        "登录令牌，12 小时有效 / bearer tokens, good for 12 hours",
-        f"  export DISPATCHER={dispatcher}",
-        f"  export AUDITOR={auditor}",
-        f"  export ADMIN={admin}",
-        "  更多 / more: paidan token --role member --district 420106 --sub m-17",
+        "地址与登录令牌（12 小时有效）：复制到另一个终端 / addresses and logins for 12 hours: paste into another terminal",
+        *(f"  export {service.upper()}={url}" for service, url in urls.items()),
+        *(f"  export {name}={token}" for name, token in logins.items()),
+        "  更多 / more: paidan token --role member --district 420106 --sub m-wc01",
         "",
         "试一试 / try",
-        f"  curl -sS {urls['intake']}/v1/requests -H 'Idempotency-Key: '$RANDOM$RANDOM \\",
-        "    -H 'Content-Type: application/json' \\",
+        "  curl -sS $INTAKE/v1/requests -H 'Idempotency-Key: '$RANDOM$RANDOM -H 'Content-Type: application/json' \\",
         """    -d '{"text": "楼道路灯不亮了，老人晚上看不清台阶", "location": {"address": "欧景苑 3 栋"}}'""",
-        f"""  curl -sS {urls["ledger"]}/v1/cases -H "Authorization: Bearer $AUDITOR" """.rstrip(),
-        f"""  curl -sSN {urls["dispatch"]}/v1/stream -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
+        """  curl -sSN "$DISPATCH/v1/stream?types=task." -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
+        """  curl -sS $DISPATCH/v1/tasks -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
+        """  curl -sS $LEDGER/v1/cases -H "Authorization: Bearer $AUDITOR" """.rstrip(),
         "",
         "Ctrl-C 平稳停止 / Ctrl-C drains and stops",
     ]

@@ -270,6 +270,30 @@ class Stack:
         """
         return await post_register(self.urls["ledger"], self.token("admin"), document, why=why, dry_run=dry_run)
 
+    async def enrol(self, members: bytes, district: str) -> dict[str, Any]:
+        """
+        Enrol those members of a CSV file who belong to a district; its desk may have to hear of the register first.
+
+        Raises:
+            SetupError: dispatch refused, with its words.
+        """
+        deadline = time.monotonic() + READY_WITHIN_S
+        headers = {
+            "Authorization": f"Bearer {self.token('dispatcher', district=district)}",
+            "Content-Type": "text/csv",
+            "Idempotency-Key": f"enrol-{district}",
+        }
+        url = f"{self.urls['dispatch']}/v1/members/import"
+        async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+            while True:
+                response = await client.post(url, content=members, params={"district": district}, headers=headers)
+                if response.is_success:
+                    answer: dict[str, Any] = response.json()
+                    return answer
+                if response.status_code not in (404, 503) or time.monotonic() > deadline:
+                    raise refused("dispatch", response)
+                await asyncio.sleep(0.2)
+
     # --- servers -------------------------------------------------------------------------------------------------
 
     async def _start_nats(self) -> None:

@@ -103,11 +103,6 @@ def _on_input(desk: Desk, work: Input, now: datetime) -> Decision[Desk]:
         case RequestSubmitted() as fact if envelope.district == desk.district:
             open_task(draft, envelope, fact.request_id, 1, fact.item, fact.urgency, fact.due, same_as=fact.same_as)
         case RequestReopened() as fact if envelope.district == desk.district:
-            task = _task_of(desk, fact.request_id)
-            if task and task.round > fact.round:
-                return Decision(desk)
-            if task and task.round < fact.round:
-                draft.of(task, TaskClosed(task_id=task.id, reason="reopened"))
             open_task(draft, envelope, fact.request_id, fact.round, fact.item, fact.urgency, fact.due)
         case RequestWithdrawn(request_id=request):
             if task := _task_of(desk, request):
@@ -131,14 +126,20 @@ def open_task(
     *,
     same_as: str | None = None,
 ) -> None:
-    """Take a request in and offer it; one that is already open, or was closed a short while ago, leads to nothing."""
+    """
+    Take a request in and offer it; a round that is already open, or was closed a short while ago, leads to nothing.
+
+    A later round ends the one before it: a request has one open task.
+    """
     id = derived_id(request, "task", round)
-    if known := draft.desk.tasks.get(id):
-        if known.status == "opened":  # of the batch that opened it only the beginning survived a power loss
-            offer(draft, known)
+    known = _task_of(draft.desk, request)
+    if known and known.id == id and known.status == "opened":
+        offer(draft, known)  # of the batch that opened it only the beginning survived a power loss
         return
-    if draft.desk.answered(id):
+    if draft.desk.answered(id) or (known and known.round >= round):
         return
+    if known:
+        draft.of(known, TaskClosed(task_id=known.id, reason="reopened"))
     line = draft.desk.register.items.get(item)
     fact = TaskOpened(
         task_id=id,

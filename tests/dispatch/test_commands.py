@@ -1,0 +1,107 @@
+"""What may be asked of a desk, in which shape, and by whom."""
+
+import pytest
+
+from services.dispatch.commands import VERBS, Accept, Decline, Done, parse
+from shared.auth import ROLES, Caller
+from shared.errors import RefusedError
+from tests.examples import LI, QINGSHAN, TASK, WANG, WUCHANG, enrolled
+
+CONTENT: dict[str, dict[str, object]] = {
+    "accept": {"task": TASK, "member": LI},
+    "decline": {"task": TASK, "member": LI, "reason": "too_far"},
+    "arrive": {"task": TASK, "member": LI},
+    "done": {"task": TASK, "member": LI, "outcome": "repaired"},
+    "offer": {"task": TASK, "member": LI},
+    "enrol": {"members": [enrolled(LI).model_dump()]},
+    "leave": {"member": LI},
+}
+OF_MEMBERS = ("accept", "decline", "arrive", "done")
+
+
+def code_of(verb: str, caller: Caller) -> str | None:
+    """Why this caller may not, or None."""
+    try:
+        parse(verb, CONTENT[verb]).allow(caller, WUCHANG)
+    except RefusedError as why:
+        return why.code
+    return None
+
+
+def test_there_is_an_example_of_every_verb() -> None:
+    assert CONTENT.keys() == VERBS.keys()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("role", ROLES)
+def test_dispatchers_may_all_and_members_act_on_tasks(verb: str, role: str) -> None:
+    may = role in ("dispatcher", "supervisor", "admin") or (role == "member" and verb in OF_MEMBERS)
+    assert code_of(verb, Caller(LI, WUCHANG, frozenset({role}))) == (None if may else "forbidden")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_nobody_commands_in_a_foreign_district(verb: str) -> None:
+    assert code_of(verb, Caller(LI, QINGSHAN, frozenset({"supervisor"}))) == "foreign_district"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_token_for_everywhere_holds_here(verb: str) -> None:
+    assert code_of(verb, Caller("staff-9", "*", frozenset({"admin"}))) is None
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_a_role_nobody_may_anything(verb: str) -> None:
+    assert code_of(verb, Caller(LI, WUCHANG, frozenset())) == "forbidden"
+
+
+@pytest.mark.parametrize("verb", OF_MEMBERS)
+def test_a_member_acts_for_nobody_else(verb: str) -> None:
+    assert code_of(verb, Caller(WANG, WUCHANG, frozenset({"member"}))) == "not_yourself"
+    assert code_of(verb, Caller(WANG, WUCHANG, frozenset({"member", "dispatcher"}))) is None
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_shape_is_the_commands(verb: str) -> None:
+    assert type(parse(verb, CONTENT[verb])) is VERBS[verb]
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "field"),
+    [
+        ("accept", {"task": "42", "member": LI}, "task"),
+        ("accept", {"task": TASK, "member": "Li Ming"}, "member"),
+        ("accept", {"task": TASK}, "member"),
+        ("accept", {"task": TASK, "member": LI, "phone": "1"}, "phone"),
+        ("decline", {"task": TASK, "member": LI, "reason": "太远了"}, "reason"),
+        ("enrol", {"members": []}, "members"),
+        ("enrol", {"members": [{"member_id": LI}]}, "members.0.kind"),
+        ("enrol", {"members": [enrolled(LI).model_dump() | {"capacity": 0}]}, "members.0.capacity"),
+        ("enrol", {"members": [enrolled(LI).model_dump() | {"capacity": "40"}]}, "members.0.capacity"),
+        ("leave", None, ""),
+        ("leave", ["m-li"], ""),
+        ("leave", "m-li", ""),
+    ],
+)
+def test_another_shape_is_refused_by_its_field(verb: str, content: object, field: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        parse(verb, content)
+    assert (refused.value.code, refused.value.field) == ("invalid", field)
+
+
+def test_a_refusal_does_not_repeat_what_was_sent() -> None:
+    with pytest.raises(RefusedError) as refused:
+        parse("accept", {"task": TASK, "member": "13800000000"})
+    assert "13800000000" not in str(refused.value.facts)
+
+
+@pytest.mark.parametrize("verb", ["", "fly", "ACCEPT", "__class__"])
+def test_an_unknown_command_is_refused(verb: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        parse(verb, {})
+    assert refused.value.code == "unknown_command"
+
+
+def test_a_reason_and_an_outcome_have_a_default() -> None:
+    assert Decline(task=TASK, member=LI).reason == "other"
+    assert Done(task=TASK, member=LI).outcome == "solved"
+    assert Accept(task=TASK, member=LI).model_dump() == {"task": TASK, "member": LI}

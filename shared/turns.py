@@ -508,13 +508,13 @@ class Turns(Generic[S]):
             self._position = inputs[-1].sequence
             self._moved += len(inputs)
         if facts:
-            await self._commit(messages, now)
+            marker = await self._commit(messages, now)
             self._limit = min(WORK_MAX, self._limit + 16)
-        elif commands:
-            await self._read_barrier()
-        self._live = state
-        if facts:
-            self._committed(fold, facts, now)
+            self._committed(fold, state, facts, marker)
+        else:
+            if commands:
+                await self._read_barrier()
+            self._live = state
         for _ in commands:
             self._commands.popleft()
         for _ in inputs:
@@ -611,12 +611,13 @@ class Turns(Generic[S]):
     def _envelope(self, fact: TurnCommitted | InputRefused, id: str, now: datetime) -> Envelope:
         return Envelope(id, self._district, NOWHERE, now, fact, self._district)
 
-    def _committed(self, fold: Fold[S], facts: Sequence[Envelope], now: datetime) -> None:
-        """The commit is certain: now the fold moves, and with it what is due when."""
-        fold.state, fold.position, fold.folded, fold.last = self._live, self._position, self._fence, now
-        for envelope in facts:
-            if deadline := self._rules.deadline(fold.state, envelope):
-                heapq.heappush(self._heap, (deadline.at, deadline.key))
+    def _committed(self, fold: Fold[S], state: S, facts: Sequence[Envelope], marker: Envelope) -> None:
+        """The commit is certain: now the state moves, by its marker too, and with it what is due when."""
+        self._live = fold.state = self._rules.evolve(state, marker)
+        fold.position, fold.folded, fold.last = self._position, self._fence, marker.time
+        due = {deadline for envelope in facts if (deadline := self._rules.deadline(fold.state, envelope))}
+        for deadline in due:  # once, however many of the facts are about one thing
+            heapq.heappush(self._heap, (deadline.at, deadline.key))
         for turned in self.turned:
             turned(fold.state)
         self._since_snapshot += len(facts)
@@ -629,13 +630,12 @@ class Turns(Generic[S]):
         if not self._moved:
             self._moved_at = time.monotonic()
         elif force or self._moved >= QUIET_INPUTS or time.monotonic() - self._moved_at > QUIET_S:
-            now = self._now(fold)
-            await self._commit((), now)
-            self._committed(fold, (), now)
+            marker = await self._commit((), self._now(fold))
+            self._committed(fold, self._live, (), marker)
 
-    async def _commit(self, facts: Sequence[Message], now: datetime) -> None:
+    async def _commit(self, facts: Sequence[Message], now: datetime) -> Envelope:
         """
-        Returns when the batch is stored. While the lease lasts it never leaves without knowing.
+        Returns the marker when the batch is stored. While the lease lasts it never leaves without knowing.
 
         Raises:
             FencedError: another leader has written, or the lease ran out before the outcome was known.
@@ -676,6 +676,7 @@ class Turns(Generic[S]):
         TURNS.labels(*self._labels).inc()
         FACTS.labels(*self._labels).inc(len(facts))
         self._moved, self._moved_at = 0, time.monotonic()
+        return envelope
 
     async def _read_barrier(self) -> None:
         """A stale leader must not say no: whoever answers without a fact makes sure that nobody has written since."""

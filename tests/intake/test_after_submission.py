@@ -1,0 +1,209 @@
+"""Following, withdrawing, rating and reopening by tracking code, with a stand-in for the ledger that folds the real stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+
+from shared.bus import Bus, Message, Request
+from shared.envelope import Envelope, decode
+from shared.facts import RequestReopened, RequestSubmitted, RequestWithdrawn, TaskDone
+from shared.ids import derived_id
+from tests.intake.conftest import World, keyed
+from tests.intake.examples import LEAK, NOW, WUCHANG
+
+
+class Ledger:
+    """Answers `qry.*.ledger.case` from the stream as the real one does, as of its last fact."""
+
+    def __init__(self, world: World, bus: Bus) -> None:
+        self.world = world
+        self.bus = bus
+        self.lag = 0
+        """So many of the last messages it has not seen yet, unless a position asks for them."""
+
+    async def answer(self, request: Request) -> None:
+        asked = orjson.loads(request.data)
+        messages = await self.world.messages("EVENTS")
+        as_of = max(len(messages) - self.lag, asked["position"] or 0)
+        case: dict[str, Any] | None = None
+        for sequence, (subject, data) in enumerate(messages[:as_of], 1):
+            envelope = decode(subject, data)
+            fact = envelope.fact
+            if isinstance(fact, RequestSubmitted) and fact.tracking_hash == asked["tracking_hash"]:
+                case = {
+                    "id": fact.request_id,
+                    "district": envelope.district,
+                    "districts": envelope.districts.split(","),
+                    "area": fact.area,
+                    "item": fact.item,
+                    "urgency": fact.urgency,
+                    "state": "submitted",
+                    "round": 1,
+                    "timeline": [],
+                    "tracking_hash": fact.tracking_hash,
+                    "pos": sequence,
+                }
+            if case is None or envelope.case != case["id"]:
+                continue
+            case["timeline"].append({"type": fact.name, "time": envelope.time, "sequence": sequence})
+            if isinstance(fact, RequestWithdrawn):
+                case["state"] = "withdrawn"
+            elif isinstance(fact, TaskDone):
+                case["state"] = "done"
+            elif isinstance(fact, RequestReopened):
+                case.update(state="submitted", round=fact.round)
+        answer: dict[str, Any] = {"case": case, "as_of": as_of, "stale": False}
+        if case is None:
+            answer = {"problem": {"code": "not_found", "status": 404}}
+        await request.answer(orjson.dumps(answer))
+
+
+@pytest.fixture
+async def ledger(world: World) -> AsyncIterator[Ledger]:
+    bus = await Bus.connect(world.server.url, name="ledger", seed=world.identities.seed("ledger"))
+    ledger = Ledger(world, bus)
+    await bus.serve("qry.*.ledger.case", ledger.answer)
+    yield ledger
+    await bus.drain()
+
+
+@pytest.fixture
+async def submitted(intake: httpx2.AsyncClient) -> dict[str, Any]:
+    """A request that was taken in."""
+    answer: dict[str, Any] = (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()
+    return answer
+
+
+async def done(world: World, request_id: str) -> None:
+    """As dispatch says it."""
+    task_id = derived_id("task", request_id)
+    fact = TaskDone(task_id=task_id, member_id="m-1", outcome="solved")
+    one = Envelope(derived_id("done", request_id), WUCHANG, "oujing", NOW, fact, WUCHANG, case=request_id)
+    await world.admin.commit([Message(one.subject, one.encode())])
+
+
+Post = Callable[..., Awaitable[httpx2.Response]]
+
+
+@pytest.fixture
+def act(intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any]) -> Post:
+    """Post one of the verbs."""
+
+    async def post(verb: str, key: str = "a-1", body: Any = None, by: httpx2.AsyncClient = intake) -> httpx2.Response:
+        url = f"/v1/requests/{submitted['tracking_code']}/{verb}"
+        return (
+            await by.post(url, json=body, headers=keyed(key))
+            if body is not None
+            else await by.post(url, headers=keyed(key))
+        )
+
+    return post
+
+
+async def test_it_is_told_in_peoples_words_and_without_members(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    await done(world, submitted["id"])
+    sloppy = submitted["tracking_code"].replace("-", "").lower()
+    response = await intake.get(f"/v1/requests/{sloppy}", params={"position": submitted["position"]})
+
+    assert response.status_code == 200
+    told = response.json()
+    assert (told["id"], told["tracking_code"]) == (submitted["id"], submitted["tracking_code"])
+    assert told["state_name"] == {"zh": "已办结", "en": "done"}
+    assert [step["code"] for step in told["steps"]] == ["request.submitted", "task.done"]
+    assert "m-1" not in response.text
+
+
+async def test_a_ledger_that_lags_still_finds_what_was_just_taken_in(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    ledger.lag = 1
+    url = f"/v1/requests/{submitted['tracking_code']}"
+    assert (await intake.get(url)).status_code == 200
+    assert (await (await world.instance()).get(url)).status_code == 200
+
+
+@pytest.mark.parametrize("code", ["0000-0000-0000", "x", "no code at all", "U" * 12])
+async def test_a_code_that_opens_nothing_is_not_found(intake: httpx2.AsyncClient, ledger: Ledger, code: str) -> None:
+    response = await intake.get(f"/v1/requests/{code}")
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+async def test_without_a_ledger_it_is_unavailable(intake: httpx2.AsyncClient, submitted: dict[str, Any]) -> None:
+    response = await intake.get(f"/v1/requests/{submitted['tracking_code']}")
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+
+
+async def test_withdrawing_is_done_once_and_repeated_with_the_same_answer(
+    world: World, act: Post, ledger: Ledger
+) -> None:
+    elsewhere = await world.instance()
+    first = await act("withdraw", body={"reason": "solved_itself"})
+    ledger.lag = 1
+    repeat = await act("withdraw", body={"reason": "solved_itself"}, by=elsewhere)
+    other = await act("withdraw", key="a-2", by=elsewhere)
+
+    assert first.status_code == 200
+    assert repeat.content == first.content
+    assert (other.status_code, other.json()["code"]) == (409, "already_over")
+    assert "撤回" in other.json()["title"]
+    assert await facts(world, "request.withdrawn") == 1
+
+
+async def test_withdrawing_at_once_from_two_instances_leaves_one_fact(
+    world: World, act: Post, intake: httpx2.AsyncClient
+) -> None:
+    instances = [intake, await world.instance()]
+    same = await asyncio.gather(*(act("withdraw", by=instances[n % 2]) for n in range(10)))
+    assert {(response.status_code, response.content) for response in same} == {(200, same[0].content)}
+    assert await facts(world, "request.withdrawn") == 1
+
+    others = await asyncio.gather(*(act("withdraw", key=f"b-{n}", by=instances[n % 2]) for n in range(4)))
+    assert {response.status_code for response in others} == {409}
+
+
+async def test_rating_and_reopening_wait_until_it_is_done(world: World, act: Post, submitted: dict[str, Any]) -> None:
+    assert (await act("rate", body={"grade": 5, "solved": True})).json()["code"] == "wrong_state"
+    assert (await act("reopen")).json()["code"] == "wrong_state"
+    await done(world, submitted["id"])
+
+    rated = await act("rate", body={"grade": 2, "solved": False})
+    assert (rated.status_code, (await act("rate", body={"grade": 2, "solved": False})).content) == (200, rated.content)
+    assert (await act("rate", key="a-2", body={"grade": 5, "solved": True})).json()["code"] == "already_over"
+    reopened = await act("reopen")
+    assert (reopened.status_code, (await act("reopen")).content) == (200, reopened.content)
+    assert (await act("reopen", key="a-2")).json()["code"] == "wrong_state"
+    assert (await facts(world, "request.rated"), await facts(world, "request.reopened")) == (1, 1)
+
+
+@pytest.mark.parametrize("body", [{"grade": 6, "solved": True}, {"grade": "5", "solved": True}, {"grade": 5}, []])
+async def test_a_rating_outside_the_scale_is_invalid(act: Post, body: Any) -> None:
+    response = await act("rate", body=body)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid")
+
+
+async def test_the_catalogue_and_the_areas_are_listed(intake: httpx2.AsyncClient) -> None:
+    items = (await intake.get("/v1/catalogue")).json()["items"]
+    areas = (await intake.get("/v1/areas")).json()["areas"]
+    document = (await intake.get("/openapi.json")).json()
+
+    assert {
+        "item": "fire",
+        "name": {"zh": "fire", "en": "Fire"},
+        "category": ["房屋", "维修"],
+        "urgency": 3,
+        "phone": "119",
+    } in items
+    assert next(area for area in areas if area["area"] == "xinxiang")["served_by"] == WUCHANG
+    assert "/v1/requests" in document["paths"]
+
+
+async def facts(world: World, name: str) -> int:
+    return sum(subject.endswith(name) for subject, _ in await world.messages("EVENTS"))

@@ -1,0 +1,115 @@
+"""What follows from what residents ask: facts, or a refusal."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from services.intake.classifying import Catalogue
+from services.intake.decide import rate, reopen, submit, withdraw
+from services.intake.limiting import Limits
+from services.intake.model import Case, Location, Rating, Submission
+from services.intake.places import Places, standing
+from shared.clocks import ALWAYS, dues
+from shared.errors import RefusedError
+from shared.facts import RequestSubmitted
+from tests.intake.examples import LIMITS, NOW, WUCHANG, register
+
+ID = "0199aaaa-0000-8000-8000-000000000001"
+
+
+def submitted(**body: object) -> RequestSubmitted:
+    asked = Submission.model_validate({"location": {"area": "oujing"}, **body})
+    held = register()
+    return submit(
+        asked,
+        held,
+        Places(standing(held, NOW)).locate(Location(area="oujing")),
+        Catalogue(held).classify(asked.service, asked.text),
+        request_id=ID,
+        fingerprint="ab",
+        tracking_hash="cd",
+        same_as=None,
+        sealed=None,
+        now=NOW,
+    )
+
+
+def case(state: str, *steps: str) -> Case:
+    timeline = [{"type": step, "time": NOW, "sequence": n} for n, step in enumerate(steps, 1)]
+    return Case.model_validate(
+        {
+            "id": ID,
+            "district": WUCHANG,
+            "area": "oujing",
+            "item": "tree",
+            "state": state,
+            "timeline": timeline,
+            "pos": 9,
+        }
+    )
+
+
+def refused(act: object) -> str:
+    assert callable(act)
+    with pytest.raises(RefusedError) as why:
+        act()
+    return why.value.code
+
+
+def test_clocks_start_now_and_follow_the_office() -> None:
+    due = submitted(text="水管漏水", reported_at="2020-01-01T00:00:00Z").due
+    assert due.sign == NOW + timedelta(minutes=30)
+    assert due.contact == NOW + timedelta(hours=6)  # four working hours, with two of lunch
+    assert due.handle == NOW + timedelta(days=1)
+
+
+def test_danger_to_life_knows_no_office_hours() -> None:
+    assert submitted(text="有人晕倒,水管漏水").due == dues(NOW, LIMITS, ALWAYS)
+
+
+def test_the_fact_says_which_rules_fired() -> None:
+    fact = submitted(text="有人晕倒,水管漏水")
+    assert (fact.item_rule, fact.urgency_rule, fact.area_rule) == ("word:水管漏水", "word:晕倒", "code")
+
+
+@pytest.mark.parametrize("state", ["submitted", "opened", "offered", "accepted", "arrived", "unplaced"])
+def test_what_is_open_may_be_withdrawn_and_not_yet_rated_or_reopened(state: str) -> None:
+    assert withdraw(case(state), "other").reason == "other"
+    assert refused(lambda: rate(case(state), Rating(grade=5, solved=True))) == "wrong_state"
+    assert refused(lambda: reopen(case(state), "other", register().items["tree"], ALWAYS, NOW)) == "wrong_state"
+
+
+@pytest.mark.parametrize("state", ["done", "closed"])
+def test_what_is_done_may_be_rated_or_reopened_and_not_withdrawn(state: str) -> None:
+    assert rate(case(state), Rating(grade=5, solved=True)).grade == 5
+    again = reopen(case(state), "other", register().items["tree"], ALWAYS, NOW)
+    assert (again.round, again.due.sign) == (2, NOW + timedelta(minutes=30))
+    assert refused(lambda: withdraw(case(state), "other")) == "already_over"
+
+
+def test_what_is_withdrawn_is_over() -> None:
+    for act in (
+        lambda: withdraw(case("withdrawn"), "other"),
+        lambda: rate(case("withdrawn"), Rating(grade=1, solved=False)),
+        lambda: reopen(case("withdrawn"), "other", register().items["tree"], ALWAYS, NOW),
+    ):
+        assert refused(act) == "already_over"
+
+
+def test_a_round_is_rated_once() -> None:
+    rating = Rating(grade=1, solved=False)
+    assert refused(lambda: rate(case("closed", "request.submitted", "request.rated"), rating)) == "already_over"
+    assert rate(case("done", "cn.paidan.request.rated.v1", "cn.paidan.request.reopened.v1"), rating).grade == 1
+
+
+def test_a_bucket_refills_at_its_rate_and_names_the_wait() -> None:
+    limits = Limits(rate_per_s=0.5, burst=2)
+    limits.take("420106", 0)
+    limits.take("420106", 0)
+    with pytest.raises(RefusedError) as why:
+        limits.take("420106", 0)
+    assert why.value.facts["retry_after"] == 2
+    limits.take("420107", 0)
+    limits.take("420106", 2)

@@ -302,7 +302,8 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
     ) -> Response:
         caller.need("admin")
         answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, dry_run=dry_run)
-        logger().info("register_applied", by=caller.actor, facts=answer["facts"], applied=answer["applied"])
+        if answer["applied"]:
+            logger().info("register_applied", by=caller.actor, facts=answer["facts"], sequence=answer["sequence"])
         return _json(answer)
 
     @app.get("/v1/register", tags=["register"], summary="现行台账 / the register as a document", responses=barred)

@@ -107,8 +107,7 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
         case RequestRated():
             moved = {"rated": {"grade": fact.grade, "solved": fact.solved}}
         case RequestReopened():
-            again = case["round"] + 1
-            moved = {"state": "submitted", "round": again, "due": dues(fact.due), "task": None, "holder": None}
+            moved = {"state": "submitted", "round": fact.round, "due": dues(fact.due), "task": None, "holder": None}
         case TaskOpened():
             moved = {
                 "state": case["state"] if case["state"] == "withdrawn" else "opened",

@@ -1,9 +1,9 @@
 """A bus with streams, a database, and ledgers on them: `bench` holds them together for a test."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-import asyncio
 import pytest
 
 from deploy.identities import Identities

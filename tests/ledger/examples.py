@@ -83,7 +83,9 @@ def submitted(n: int, *, district: str = WUCHANG, districts: str | None = None, 
 
 def about(n: int, fact: Fact, *, district: str = WUCHANG, districts: str | None = None, at_s: float = 1) -> Envelope:
     """A fact about request n."""
-    return event(fact, case=request_id(n), district=district, districts=districts, at_s=at_s, actor="dispatcher:staff-4")
+    return event(
+        fact, case=request_id(n), district=district, districts=districts, at_s=at_s, actor="dispatcher:staff-4"
+    )
 
 
 def opened(n: int, round_: int = 1) -> TaskOpened:
@@ -131,4 +133,7 @@ def withdrawn(n: int) -> Envelope:
 
 
 def reopened(n: int) -> Envelope:
-    return about(n, RequestReopened(request_id=request_id(n), reason="not_solved", due=DUE))
+    fact = RequestReopened(
+        request_id=request_id(n), reason="not_solved", due=DUE, round=2, item="repair.leak", urgency=1
+    )
+    return about(n, fact)

@@ -1,5 +1,6 @@
 """Leaves: a pure function of the message and the ledger before it, in canonical bytes."""
 
+import itertools
 from hashlib import sha256
 
 import orjson
@@ -101,7 +102,11 @@ def test_other_bytes_under_the_same_id_are_a_conflict_with_their_digest() -> Non
 
 def test_a_repeat_of_something_long_past_is_recognised_by_what_the_store_knows() -> None:
     subject, data = message(submitted(1))
-    [dup] = made(delivery(9, subject, data), to=Prefix("x", CREATED, sequence=8, size=8), known={submitted(1).id: First(3, subject, data)})
+    [dup] = made(
+        delivery(9, subject, data),
+        to=Prefix("x", CREATED, sequence=8, size=8),
+        known={submitted(1).id: First(3, subject, data)},
+    )
     assert (dup.kind, told(dup)["first"]) == ("dup", 3)
 
 
@@ -200,7 +205,11 @@ def test_leaves_are_rfc_8785_whatever_the_words_in_them(word: str, subject: str)
 def streams(draw: st.DrawFn) -> list[Delivery]:
     """Messages of all sorts, with holes, repeats and nonsense."""
     pool = [message(each) for n in range(3) for each in life(n, draw(st.sampled_from([None, f"{WUCHANG},{QINGSHAN}"])))]
-    pool += [message(event(InputRefused(sequence=1, code="bug"), area="-")), ("evt.420106.x", b"nonsense"), (GOOD.subject, b"{}")]
+    pool += [
+        message(event(InputRefused(sequence=1, code="bug"), area="-")),
+        ("evt.420106.x", b"nonsense"),
+        (GOOD.subject, b"{}"),
+    ]
     pool += [(GOOD.subject, submitted(1, at_s=5).encode())]
     sequence, found = 0, []
     for choice in draw(st.lists(st.sampled_from(pool), max_size=60)):
@@ -215,13 +224,15 @@ def test_how_messages_are_batched_does_not_change_the_leaves(stream: list[Delive
     whole = made(*stream)
     state, parts, known = prefix(), [], {}
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    for since, until in zip(edges, edges[1:], strict=False):
+    for since, until in itertools.pairwise(edges):
         if parts:  # as a ledger that starts anew at every cut
             newest, scopes, cases = state.newest_ns, state.scopes, state.cases
             state = leaves.resume(state.log, parts[-1].data, newest, scopes)
             state.cases = cases
         part = made(*stream[since:until], to=state, known=known)
-        known.update({leaf.event_id: leaves.first(leaf.data) for leaf in part if leaf.kind == "event" and leaf.event_id})
+        known.update(
+            {leaf.event_id: leaves.first(leaf.data) for leaf in part if leaf.kind == "event" and leaf.event_id}
+        )
         parts += part
     assert [leaf.data for leaf in parts] == [leaf.data for leaf in whole]
     assert [leaf.index for leaf in whole] == list(range(len(whole)))

@@ -1,0 +1,93 @@
+"""What became of a request: given these facts, it stands like this."""
+
+from services.ledger import cases
+from services.ledger.cases import Case
+from shared.envelope import Envelope
+from shared.facts import RequestRated, TaskAccepted, TaskClosed, TaskDeclined, TaskOffered, TaskUnplaced
+from shared.ids import derived_id
+from tests.ledger.examples import (
+    LI,
+    QINGSHAN,
+    WUCHANG,
+    about,
+    life,
+    offered,
+    opened,
+    reopened,
+    request_id,
+    submitted,
+    task_id,
+    withdrawn,
+)
+
+
+def given(*history: Envelope) -> Case:
+    case: Case | None = None
+    for index, each in enumerate(history):
+        case = cases.evolve(case, index, each)
+    assert case is not None
+    return case
+
+
+OPENED, OFFERED = about(1, opened(1)), about(1, offered(1))
+ACCEPTED = about(1, TaskAccepted(task_id=task_id(1), member_id=LI))
+
+
+def test_each_step_has_its_state() -> None:
+    history = life(1)
+    states = [given(*history[: n + 1])["state"] for n in range(len(history))]
+    assert states == [
+        *("submitted", "opened", "offered", "offered", "accepted", "arrived", "done", "done", "closed"),
+    ]
+
+
+def test_a_closed_case_remembers_who_did_it_and_how_it_was_judged() -> None:
+    case = given(*life(1))
+    assert (case["holder"], case["rated"], case["offers"]) == (LI, {"grade": 5, "solved": True}, 1)
+    assert (case["first"], case["pos"], case["task"]) == (0, 8, task_id(1))
+
+
+def test_a_decline_leaves_the_offer_open_until_the_next_step() -> None:
+    declined = about(1, TaskDeclined(task_id=task_id(1), member_id=LI, reason="busy"))
+    assert given(submitted(1), OPENED, OFFERED, declined)["state"] == "offered"
+
+
+def test_nobody_left_is_unplaced() -> None:
+    unplaced = about(1, TaskUnplaced.model_validate({"task_id": task_id(1), "match_id": derived_id(1)}))
+    assert given(submitted(1), OPENED, OFFERED, unplaced)["state"] == "unplaced"
+
+
+def test_withdrawn_stays_withdrawn_whatever_the_desk_still_does() -> None:
+    closed = about(1, TaskClosed(task_id=task_id(1), reason="withdrawn"))
+    assert given(submitted(1), withdrawn(1), OPENED, OFFERED, closed)["state"] == "withdrawn"
+
+
+def test_reopening_begins_a_new_round_and_the_old_task_has_no_say_any_more() -> None:
+    again = given(*life(1), reopened(1))
+    assert (again["state"], again["round"], again["task"], again["holder"]) == ("submitted", 2, None, None)
+    old = about(1, TaskClosed(task_id=task_id(1), reason="reopened"))
+    second = given(*life(1), reopened(1), about(1, opened(1, 2)), old, about(1, offered(1, 2)), ACCEPTED)
+    assert (second["state"], second["task"], second["offers"]) == ("offered", task_id(1, 2), 2)
+
+
+def test_a_rating_after_the_end_changes_no_state() -> None:
+    rated = about(1, RequestRated(request_id=request_id(1), grade=1, solved=False))
+    assert given(*life(1), rated)["state"] == "closed"
+    assert given(*life(1), rated)["rated"] == {"grade": 1, "solved": False}
+
+
+def test_everybody_who_may_see_one_of_its_facts_may_see_the_case() -> None:
+    shared = about(1, offered(1), districts=f"{WUCHANG},{QINGSHAN}")
+    assert given(submitted(1), OPENED, shared)["districts"] == [WUCHANG, QINGSHAN]
+
+
+def test_folding_the_same_facts_again_changes_nothing() -> None:
+    case: Case | None = given(*life(1))
+    for index, each in enumerate(life(1)):
+        case = cases.evolve(case, index, each)
+    assert case == given(*life(1))
+
+
+def test_a_task_that_nobody_opened_makes_no_case() -> None:
+    fact = TaskOffered.model_validate({**offered(9).model_dump(), "task_id": derived_id("lost")})
+    assert cases.evolve(None, 0, about(9, fact)) is None

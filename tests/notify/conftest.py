@@ -30,7 +30,7 @@ from shared.facts import Fact
 from tests.notify.examples import REGISTER, WUCHANG, fact_of_the_desk
 
 DEADLINE_S = 15.0
-FREELY = {"webhook": Cap(10_000, 1), "mail": Cap(10_000, 1)}
+FREELY = dict.fromkeys(("wecom", "webhook", "mail"), Cap(10_000, 1))
 
 Publish = Callable[..., Awaitable[int]]
 

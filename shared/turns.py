@@ -413,7 +413,11 @@ class Turns(Generic[S]):
                 epoch=self._lease.epoch,
                 fence=self._fence,
             )
+            opened = inputs.opened
             while self._may_lead() and not until.is_set():
+                if inputs.opened != opened:
+                    opened = inputs.opened
+                    await self._same_stream(fold)
                 await self._turn(fold, inputs)
             if until.is_set() and self._may_lead():
                 while (self._commands or self._inputs) and self._may_lead():
@@ -461,6 +465,7 @@ class Turns(Generic[S]):
 
         Our own marker comes back through the fold, so everything that was stored before it has been folded.
         """
+        await self._same_stream(fold)
         last = await self._bus.last(self._rules.marker_subject(self._district))
         target = last.sequence if last else 0
         while fold.folded < target:
@@ -476,6 +481,17 @@ class Turns(Generic[S]):
         self._live = fold.state
         self._heap = [(deadline.at, deadline.key) for deadline in self._rules.deadlines(fold.state)]
         heapq.heapify(self._heap)
+
+    async def _same_stream(self, fold: Fold[S]) -> None:
+        """
+        A stream that was made anew is silent behind our position, and takes our marker for its first.
+
+        Raises:
+            StreamReplacedError, BusError.
+        """
+        created = (await self._bus.state()).created
+        if created != fold.created:
+            raise StreamReplacedError(fold.created, created)
 
     def _now(self, fold: Fold[S]) -> datetime:
         return max(instant(self._clock()), fold.last)
@@ -523,6 +539,8 @@ class Turns(Generic[S]):
             if not asked.answer.done():
                 known = isinstance(answer, dict) and "problem" not in answer
                 asked.answer.set_result(answer | {"position": self._fence} if known else answer)
+        if not facts:
+            await self._quiet_marker(fold)
 
     def _portions(
         self, due: list[tuple[datetime, str]]
@@ -670,6 +688,7 @@ class Turns(Generic[S]):
                 break
             if (last.sequence if last else 0) != fence.sequence:
                 raise FencedError(f"somebody wrote {last and last.sequence} after {fence.sequence}") from reason
+            await asyncio.sleep(0.02)  # a refusal that stays, such as a full disk, must not become a flood
         else:
             raise FencedError("the lease ran out in a commit")
         COMMIT_S.labels(self._rules.service).observe(time.monotonic() - started)

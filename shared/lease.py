@@ -50,6 +50,8 @@ class Lease:
         async def here(request: Request) -> None:
             await request.answer(b"1")
 
+        if self._answering:
+            return  # opened by an earlier leadership of this instance
         self._answering = await self._bus.serve(self._alive + self._holder, here)
 
     async def acquire(self) -> bool:

@@ -67,7 +67,7 @@ class Register:
 
     def agreement(self, area: str, day: date) -> AgreementSet | None:
         """The agreement in force for an enclave on a day, or None."""
-        for agreement in self.agreements.values():
+        for _, agreement in sorted(self.agreements.items()):  # a map has no order of its own
             ends = agreement.valid_to
             if agreement.area == area and agreement.valid_from <= day and (ends is None or day <= ends):
                 return agreement

@@ -17,6 +17,8 @@ from deploy.demo.members import Plans
 
 BETWEEN_S = 0.05
 """From one request to the next: a day of hours in a few seconds."""
+SECOND_THOUGHTS_S = 1.2
+"""After this a resident withdraws: the message to whoever was asked has left by then, and their offer still stands."""
 ENDS_WITHIN_S = 60.0
 RATED_AGAIN = 4
 """What a resident says after the second round of a matter that was reopened."""
@@ -116,6 +118,8 @@ class Residents:
     async def _live(self, name: str, line: dict[str, Any], document: dict[str, Any]) -> None:
         id, district = document["id"], document["district"]
         if line["plan"] == "withdraw":
+            await self._diary.until(id, "task.offered", 1, ENDS_WITHIN_S)
+            await asyncio.sleep(SECOND_THOUGHTS_S)
             await self._say(name, "withdraw", document, {"reason": "solved_otherwise"}, document["position"])
             self._diary.did("withdrawn", district, id)
             await self._diary.until(id, "task.closed", 1, ENDS_WITHIN_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from deploy.demo.calls import Answer, Event
@@ -36,7 +37,7 @@ class Diary:
         offered: when its first offer was seen on the live stream.
         load: the requests of the load; the others are the day's.
         open_offers: tasks that somebody has been asked to take and nobody has answered.
-        notices: messages that are still on their way; `told`: facts about messages by what became of them.
+        notices: messages that are still on their way.
         refused: problem codes that were expected, and came.
         failures: what did not hold, in a line each.
     """
@@ -49,10 +50,11 @@ class Diary:
     load: set[str] = field(default_factory=set)
     open_offers: set[str] = field(default_factory=set)
     notices: set[str] = field(default_factory=set)
-    told: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     last_sequence: int = 0
+    _offers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _told: defaultdict[tuple[str, str], asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     _happened: Counter[tuple[str, str]] = field(default_factory=Counter)
     _sequences: dict[tuple[str, str], int] = field(default_factory=dict)
     _waiting: dict[tuple[str, str, int], asyncio.Event] = field(default_factory=dict)
@@ -96,13 +98,12 @@ class Diary:
                 self.open_offers.discard(fact["task_id"])
             case "notice.queued":
                 self.notices.add(fact["notice_id"])
-            case "notice.sent":
-                self.told[f"sent {fact['channel']}"] += 1
-                self.notices.discard(fact["notice_id"])
-            case "notice.held":
-                self.notices.discard(fact["notice_id"])
+                if fact["template"] == "offered":
+                    self._offers[fact["notice_id"]] = (fact["task_id"], fact["recipient"])
+            case "notice.sent" | "notice.held":
+                self._message_over(fact["notice_id"])
             case "notice.failed" if "retry_at" not in fact:
-                self.notices.discard(fact["notice_id"])
+                self._message_over(fact["notice_id"])
         if request:
             self._happened[request, name] += 1
             self._sequences[request, name] = event.sequence
@@ -120,6 +121,16 @@ class Diary:
             event = self._waiting.setdefault((request, name, times), asyncio.Event())
             await asyncio.wait_for(event.wait(), within_s)
         return self._sequences[request, name]
+
+    async def until_told(self, task: str, member: str, within_s: float) -> None:
+        """Wait until the message about an offer has left for a member, or will not for now; no longer than so."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._told[task, member].wait(), within_s)
+
+    def _message_over(self, notice: str) -> None:
+        self.notices.discard(notice)
+        if offer := self._offers.pop(notice, None):
+            self._told[offer].set()
 
     def latencies_ms(self) -> dict[str, list[float]]:
         """From the start of a POST to the first offer on the live stream: `day` and `load`."""

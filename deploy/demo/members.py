@@ -14,9 +14,11 @@ from deploy.demo.diary import Diary
 from shared.ids import derived_id
 
 PLAN_KNOWN_WITHIN_S = 10.0
+MESSAGE_WITHIN_S = 2.0
+"""How long a member of the day waits for the message about an offer that is on the live stream already."""
 IMPOSTORS_WITHIN_S = 30.0
 CREW_CALLS_MAX = 24
-CREW_DONE_OF_TEN = 5
+CREW_DONE_OF_TEN = 3
 """So many of ten tasks of the load are finished; the others stay in their members' hands."""
 REASONS = ("busy", "too_far", "off_sick")
 
@@ -120,7 +122,8 @@ class Neighbours(People):
         plan = await self._plans.of(offer.request)
         task, first = offer.fact["task_id"], offer.fact["wave"] == 1
         again = task != derived_id(offer.request, "task", 1)
-        await asyncio.sleep(self._random.uniform(0.5, 1.1))
+        await self._diary.until_told(task, member, MESSAGE_WITHIN_S)
+        await asyncio.sleep(self._random.uniform(0.2, 0.6))
         if plan == "withdraw" or (first and not again and plan in ("silent", "nobody")):
             return
         if plan == "nobody" or (first and not again and plan == "decline"):

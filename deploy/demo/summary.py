@@ -31,7 +31,7 @@ CHANNELS = {
     "dingtalk": "钉钉 / DingTalk",
     "mail": "邮件 / mail",
     "webhook": "Webhook",
-    "console": "控制台 / console",
+    "console": "仅记日志 / console (log only)",
 }
 REFUSALS = {
     "invalid": "空白内容",
@@ -131,13 +131,14 @@ class Summary:
             console.print("\n[bold green]✓ 全部相符 / everything held[/bold green]", soft_wrap=True)
 
     def _districts(self) -> Table:
-        table = Table(title="各区诉求 / requests by district", title_justify="left", box=box.SIMPLE)
-        table.add_column("区 / district")
+        title = "各区诉求，每件只计一次 / requests by district, each counted once"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+        table.add_column("区\ndistrict", no_wrap=True)
         for head in HEADS.values():
-            table.add_column(head, justify="right")
+            table.add_column(head, justify="right", no_wrap=True)
         found = self.figures.districts(self.districts)
         for code, row in found.items():
-            table.add_row(f"{self.names.district(code)} {code}", *(str(row[column]) for column in HEADS))
+            table.add_row(f"{code} {self.names.district(code)}", *(str(row[column]) for column in HEADS))
         table.add_section()
         table.add_row("合计 / all", *(str(sum(row[column] for row in found.values())) for column in HEADS))
         return table
@@ -152,7 +153,7 @@ class Summary:
         console.print()
 
     def _messages(self) -> Table:
-        table = Table(title="消息 / messages", title_justify="left", box=box.SIMPLE)
+        table = Table(title="发给人员的消息 / messages to members", title_justify="left", box=box.SIMPLE, pad_edge=False)
         table.add_column("渠道 / channel")
         table.add_column("接收端收到\nreceived", justify="right")
         table.add_column("账本记发出\nsent, by the ledger", justify="right")

@@ -240,7 +240,7 @@ def _check_ancestors(register: Register, path: str, area: AreaSet) -> None:
 def _check_zone(path: str, zone: str) -> None:
     try:
         ZoneInfo(zone)
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         raise _invalid(path, f"no such time zone: {zone}") from None
 
 

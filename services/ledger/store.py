@@ -349,7 +349,7 @@ class Store:
         with _asking(60):
             await self._aside.rename("proj_cases", dropTarget=True)
 
-    async def all_cases(self) -> AsyncIterator[dict[str, Any]]:
+    async def all_cases(self) -> AsyncIterator[Case]:
         """Every case document, by id."""
         with _asking(600):
             async for document in self._cases.find({}).sort("_id", ASCENDING):

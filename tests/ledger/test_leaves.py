@@ -222,7 +222,9 @@ def streams(draw: st.DrawFn) -> list[Delivery]:
 @settings(max_examples=150, deadline=None)
 def test_how_messages_are_batched_does_not_change_the_leaves(stream: list[Delivery], cuts: set[int]) -> None:
     whole = made(*stream)
-    state, parts, known = prefix(), [], {}
+    state = prefix()
+    parts: list[Leaf] = []
+    known: dict[str, First] = {}
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     for since, until in itertools.pairwise(edges):
         if parts:  # as a ledger that starts anew at every cut

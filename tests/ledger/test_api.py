@@ -1,0 +1,322 @@
+"""The ledger as others meet it: over HTTP and over the bus, as one running service."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+
+from deploy.identities import Identities, issue_token
+from deploy.servers import free_port
+from services.ledger.__main__ import run
+from services.ledger.settings import LedgerSettings
+from services.ledger.store import Selection, StoreUnavailableError
+from tests.ledger.conftest import ORIGIN, Bench
+from tests.ledger.examples import HONGSHAN, QINGSHAN, WUCHANG, life, message, request_id, submitted, tracking_hash
+
+DOCUMENT = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
+
+
+@dataclass
+class Service:
+    bench: Bench
+    http: httpx2.AsyncClient
+    identities: Identities
+
+    def bearer(self, *roles: str, district: str = "*", ttl: timedelta = timedelta(hours=1)) -> dict[str, str]:
+        return {"Authorization": f"Bearer {issue_token(self.identities, 'staff-4', district, roles, ttl)}"}
+
+    async def get(self, path: str, *roles: str, of: str = "*", **params: Any) -> httpx2.Response:
+        """Ask as somebody `of` a district, an auditor where no role is given."""
+        headers = self.bearer(*(roles or ("auditor",)), district=of)
+        return await self.http.get(path, params=params, headers=headers)
+
+    async def replay(self, of: str = "*", **params: Any) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+        """Header, lines and last line."""
+        response = await self.get("/v1/events", of=of, **params)
+        assert response.status_code == 200, response.text
+        header, *lines, trailer = [orjson.loads(line) for line in response.content.splitlines()]
+        return header, lines, trailer
+
+    async def apply(self, document: Any, **params: Any) -> httpx2.Response:
+        body = {"document": document, "why": "test"}
+        return await self.http.post("/v1/register", params=params, json=body, headers=self.bearer("admin"))
+
+    async def query(self, district: str, **asked: Any) -> dict[str, Any]:
+        body = orjson.dumps({"position": None, **asked})
+        answer: dict[str, Any] = orjson.loads(
+            await self.bench.admin.request(f"qry.{district}.ledger.case", body, timeout_s=5)
+        )
+        return answer
+
+    async def published(self, *messages: tuple[str, bytes]) -> int:
+        """Publish, and wait until it is in the cases."""
+        sequence = await self.bench.publish(*messages)
+        async with asyncio.timeout(20):
+            while (await self.get("/v1/ledger")).json()["projected_sequence"] < sequence:
+                await asyncio.sleep(0.01)
+        return sequence
+
+
+@pytest.fixture
+async def service(bench: Bench, identities: Identities, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    port = free_port()
+    for name, value in {
+        "NATS_URL": bench.nats.url,
+        "MONGODB_URI": bench.mongo.admin_uri,
+        "PAIDAN_DATABASE": bench.database,
+        "PAIDAN_ORIGIN": ORIGIN,
+        "PAIDAN_NATS_SEED_FILE": str(identities.seed_file("ledger")),
+        "PAIDAN_HTTP_PORT": str(port),
+        "PAIDAN_JWKS_FILE": str(identities.jwks_file),
+        "PAIDAN_SECRETS_DIR": str(identities.secrets_dir("ledger")),
+    }.items():
+        monkeypatch.setenv(name, value)
+    stop = asyncio.Event()
+    running = asyncio.create_task(run(LedgerSettings(), stop))
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
+        async with asyncio.timeout(20):
+            while True:
+                assert not running.done(), running.result()
+                try:
+                    if (await http.get("/readyz")).status_code == 200:
+                        break
+                except httpx2.HTTPError:
+                    pass
+                await asyncio.sleep(0.05)
+        yield Service(bench, http, identities)
+    stop.set()
+    async with asyncio.timeout(20):
+        await running
+
+
+# --- who may ----------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_valid_token_nobody_reads_anything(service: Service) -> None:
+    forged = service.bearer("auditor")["Authorization"][:-8] + "AAAAAAAA"
+    expired = service.bearer("auditor", ttl=timedelta(hours=-1))["Authorization"]
+    for path in ("/v1/cases", f"/v1/cases/{request_id(1)}", "/v1/events", "/v1/ledger", "/v1/register"):
+        assert (await service.http.get(path)).status_code == 401
+        for token in (forged, expired):
+            response = await service.http.get(path, headers={"Authorization": token})
+            assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+
+
+async def test_another_districts_cases_and_leaves_stay_closed(service: Service) -> None:
+    await service.published(*[message(each) for each in life(1, f"{WUCHANG},{QINGSHAN}")])
+    for path in ("/v1/cases", "/v1/events"):
+        response = await service.get(path, "dispatcher", of=HONGSHAN, district=WUCHANG)
+        assert (response.status_code, response.json()["code"]) == (403, "foreign_district")
+    assert (await service.get("/v1/cases", "dispatcher", of=HONGSHAN)).json()["cases"] == []
+    response = await service.get(f"/v1/cases/{request_id(1)}", "dispatcher", of=HONGSHAN)
+    assert (response.status_code, response.json()["code"]) == (403, "foreign_district")
+    assert (await service.get(f"/v1/cases/{request_id(1)}", "clerk", of=QINGSHAN)).status_code == 200
+    assert (await service.get("/v1/events", "member", of=WUCHANG)).status_code == 403
+    assert (await service.get("/v1/events", "auditor", of="")).status_code == 403
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_case_is_told_from_beginning_to_end(service: Service) -> None:
+    sequence = await service.bench.publish(*[message(each) for each in life(1)])
+    answer = (await service.get(f"/v1/cases/{request_id(1)}", position=sequence)).json()
+    assert (answer["stale"], answer["as_of"], answer["case"]["state"]) == (False, sequence, "closed")
+    assert [entry["name"] for entry in answer["case"]["timeline"]] == [each.fact.name for each in life(1)]
+    assert answer["case"]["timeline"][2]["members"] == ["m-li"]
+    assert "tracking_hash" not in answer["case"]
+
+
+async def test_cases_come_newest_first_in_pages_that_only_we_can_make(service: Service) -> None:
+    await service.published(*[message(submitted(n)) for n in range(5)])
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = (await service.get("/v1/cases", limit=2, **({"cursor": cursor} if cursor else {}))).json()
+        seen += [case["id"] for case in page["cases"]]
+        if (cursor := page["next"]) is None:
+            break
+        assert (await service.get("/v1/cases", limit=2, state="done", cursor=cursor)).status_code == 400
+    assert seen == [request_id(n) for n in (4, 3, 2, 1, 0)]
+    assert (await service.get("/v1/cases", limit=2, cursor="AAAA")).json()["code"] == "bad_cursor"
+    assert len((await service.get("/v1/cases", state="submitted", item="repair.leak")).json()["cases"]) == 5
+    assert (await service.get("/v1/cases", area="nowhere")).json()["cases"] == []
+
+
+async def test_a_query_over_the_bus_waits_for_its_position(service: Service) -> None:
+    sequence = await service.bench.publish(*[message(each) for each in life(4, f"{WUCHANG},{QINGSHAN}")])
+    answer = await service.query("000000", tracking_hash=tracking_hash(4), position=sequence)
+    assert (answer["case"]["id"], answer["stale"]) == (request_id(4), False)
+    assert (await service.query(QINGSHAN, id=request_id(4)))["case"]["state"] == "closed"
+    assert (await service.query(HONGSHAN, id=request_id(4)))["problem"]["code"] == "foreign_district"
+    assert (await service.query("000000", id=request_id(5)))["problem"]["code"] == "not_found"
+    assert (await service.query("000000"))["problem"]["code"] == "invalid"
+    started = asyncio.get_running_loop().time()
+    behind = await service.query("000000", id=request_id(4), position=sequence + 1)
+    assert (behind["stale"], behind["as_of"]) == (True, sequence)
+    assert 1.9 < asyncio.get_running_loop().time() - started < 3
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replay_says_what_to_expect_and_how_it_ended(service: Service) -> None:
+    messages = [message(each) for n in range(30) for each in life(n)]
+    await service.published(*messages)
+    header, lines, trailer = await service.replay()
+    assert (header["log"], header["size"], header["expected"]) == (ORIGIN, 270, 270)
+    assert trailer == {"end": True, "count": 270, "next": None}
+    stored = await service.bench.store.read(Selection(), 0, 270, 270)
+    assert [(line["s"], orjson.dumps(line["leaf"], option=orjson.OPT_SORT_KEYS)) for line in lines] == stored
+
+
+async def test_a_replay_in_parts_stays_pinned_to_one_size(service: Service) -> None:
+    await service.published(*[message(each) for n in range(3) for each in life(n)])
+    header, lines, trailer = await service.replay(limit=10)
+    await service.published(*[message(each) for each in life(9)])
+    seen = lines
+    while trailer["next"]:
+        header, lines, trailer = await service.replay(limit=10, cursor=trailer["next"])
+        assert header["size"] == 27
+        seen += lines
+    assert [line["s"] for line in seen] == list(range(27))
+
+
+async def test_filters_narrow_a_replay(service: Service) -> None:
+    one, two = life(1, f"{WUCHANG},{QINGSHAN}"), life(2)
+    await service.published(*[message(each) for each in one + two], ("evt.420106.x", b"nonsense"))
+    header, lines, _ = await service.replay(district=QINGSHAN)
+    assert (header["expected"], len(lines)) == ({QINGSHAN: 9}, 9)
+    header, lines, _ = await service.replay(request=request_id(2))
+    assert (header["expected"], [line["leaf"]["case"]["n"] for line in lines]) == (9, list(range(1, 10)))
+    _, lines, _ = await service.replay(type="task.offered,cn.paidan.task.done.v1")
+    assert [line["s"] for line in lines] == [2, 6, 11, 15]
+    _, lines, _ = await service.replay("*", area="xinxiang-7k", to=7, **{"from": "4"})
+    assert [line["s"] for line in lines] == [4, 5, 6]
+    _, lines, _ = await service.replay(area="elsewhere")
+    assert lines == []
+    header, lines, _ = await service.replay(kinds="reject")
+    assert [line["leaf"]["reason"] for line in lines] == ["json"]
+    header, lines, _ = await service.replay(kinds="all")
+    assert (header["expected"], len(lines)) == (19, 19)
+    assert (await service.get("/v1/events", kinds="secrets")).status_code == 422
+
+
+async def test_a_district_gets_its_own_leaves_only_and_can_prove_that_it_got_them_all(service: Service) -> None:
+    await service.published(*[message(each) for each in life(1, f"{WUCHANG},{QINGSHAN}") + life(2)])
+    for asked in ({}, {"kinds": "all"}, {"request": request_id(1)}):
+        header, lines, trailer = await service.replay(of=QINGSHAN, **asked)
+        assert (header["expected"], trailer["count"]) in (({QINGSHAN: 9, "000000": 0}, 9), (None, 9))
+        assert [line["leaf"]["scopes"][1] for line in lines] == [{"d": QINGSHAN, "n": n} for n in range(1, 10)]
+    assert (await service.replay(of=QINGSHAN, request=request_id(2)))[1] == []
+
+
+async def test_a_replay_that_breaks_off_has_no_last_line(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    await service.published(*[message(each) for n in range(30) for each in life(n)])
+    monkeypatch.setattr("services.ledger.replay.CHUNK", 100)
+    read = type(service.bench.store).read
+
+    async def failing(self: Any, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
+        if since >= 200:
+            raise StoreUnavailableError("the store is gone")
+        return await read(self, selection, since, below, limit)
+
+    monkeypatch.setattr(type(service.bench.store), "read", failing)
+    got = b""
+    async with service.http.stream("GET", "/v1/events", headers=service.bearer("auditor")) as response:
+        with suppress(httpx2.HTTPError):
+            async for part in response.aiter_bytes():
+                got += part
+    assert got.count(b"\n") > 100
+    assert b'"end":true' not in got
+
+
+async def test_the_summary_accounts_for_every_sequence(service: Service) -> None:
+    subject, data = message(submitted(1))
+    sequence = await service.published((subject, data), (subject, data), ("evt.420106.x", b"nonsense"))
+    found = (await service.get("/v1/ledger", "member", of=WUCHANG)).json()
+    assert (found["leaves"], found["facts"], found["dups"], found["rejects"], found["gaps"]) == (3, 1, 1, 1, 0)
+    assert (found["last_sequence"], found["stream_last_sequence"], found["complete"]) == (sequence, sequence, True)
+
+
+# --- the register -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_register_is_previewed_applied_and_then_already_there(service: Service) -> None:
+    preview = (await service.apply(DOCUMENT, dry_run="true")).json()
+    assert (preview["applied"], preview["sequence"], {c["change"] for c in preview["changes"]}) == (False, 0, {"+"})
+    done = (await service.apply(DOCUMENT)).json()
+    assert (done["applied"], done["facts"], done["digest"]) == (True, preview["facts"], preview["digest"])
+    again = (await service.apply(DOCUMENT)).json()
+    assert (again["applied"], again["facts"], again["digest"]) == (False, 0, done["digest"])
+    current = await service.get("/v1/register", "member", of=WUCHANG)
+    assert current.headers["etag"] == f'"{done["digest"]}"'
+    assert (await service.apply(current.json())).json()["facts"] == 0
+    bare = await service.http.post("/v1/register", json=DOCUMENT, headers=service.bearer("admin"))
+    assert (bare.status_code, bare.json()["facts"]) == (200, 0)
+
+
+async def test_only_what_changed_becomes_a_fact(service: Service) -> None:
+    await service.apply(DOCUMENT)
+    changed = json.loads(json.dumps(DOCUMENT))
+    changed["items"][0]["effort"] += 1
+    answer = (await service.apply(changed)).json()
+    assert answer["facts"] == 1
+    assert [c for c in answer["changes"] if c["change"] != "="] == [
+        {"change": "~", "what": f"item {changed['items'][0]['item']}", "fields": ["effort"]}
+    ]
+
+
+async def test_a_register_of_thousands_is_applied_in_batches(service: Service) -> None:
+    area = DOCUMENT["areas"][0]
+    areas = [{**area, "area": f"g-{n}", "parent": area["area"]} for n in range(2500)]
+    answer = (await service.apply({**DOCUMENT, "areas": [*DOCUMENT["areas"], *areas]})).json()
+    assert answer["applied"]
+    assert answer["sequence"] == answer["facts"] + 3  # one register.applied per batch
+    assert (await service.apply({"areas": areas})).json()["facts"] == 0
+
+
+async def test_of_two_admins_at_once_one_is_told_that_the_register_has_moved(service: Service) -> None:
+    await service.apply(DOCUMENT)
+    documents = []
+    for effort in range(20, 28):
+        changed = json.loads(json.dumps({"items": DOCUMENT["items"][:1]}))
+        changed["items"][0]["effort"] = effort
+        documents.append(changed)
+    answers = await asyncio.gather(*(service.apply(document) for document in documents))
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes[0] == 200
+    assert {*codes} <= {200, 409}
+    assert all(answer.json()["code"] == "stale_register" for answer in answers if answer.status_code == 409)
+    _, facts, _ = await service.replay(type="register.item_set")
+    assert len(facts) == len(DOCUMENT["items"]) + codes.count(200)
+
+
+async def test_who_is_no_admin_changes_no_register(service: Service) -> None:
+    response = await service.http.post("/v1/register", json=DOCUMENT, headers=service.bearer("supervisor"))
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+async def test_a_mistake_in_a_register_is_named_by_entry_and_field(service: Service) -> None:
+    wrong = json.loads(json.dumps(DOCUMENT))
+    wrong["areas"][3]["served_by"] = "999999"
+    response = await service.apply(wrong)
+    assert (response.status_code, response.json()["code"], response.json()["field"]) == (
+        422,
+        "invalid",
+        "areas.3.served_by",
+    )
+    assert (await service.get("/v1/ledger")).json()["leaves"] == 0
+
+
+async def test_metrics_count_leaves_by_kind(service: Service) -> None:
+    await service.published(*[message(each) for each in life(1)])
+    assert 'paidan_ledger_leaves_total{kind="event"}' in (await service.http.get("/metrics")).text

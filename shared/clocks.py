@@ -48,7 +48,7 @@ def due(start: datetime, limit: Limit, calendar: Calendar) -> datetime:
     When a limit that starts now is used up, in UTC.
 
     Working hours count only inside the calendar's spans; working days end at the same local time, `amount` working days on
-    (a start outside working time counts as the next working day's first minute).
+    (a start outside working time counts as the next minute that the office works).
     """
     match limit.unit:
         case "seconds":
@@ -111,14 +111,13 @@ def _working_minutes(start: datetime, minutes: int, calendar: Calendar) -> datet
 
 def _working_days(start: datetime, days: int, calendar: Calendar) -> datetime:
     now = start.astimezone(calendar.zone)
-    if not _spans(now, calendar):
-        for _ in range(DAYS_MAX):
-            now = _tomorrow(now, calendar)
-            if spans := _spans(now, calendar):
-                now = spans[0][0]
-                break
-        else:
-            raise ValueError("the calendar has no working time")
+    for _ in range(DAYS_MAX):
+        if spans := _spans(now, calendar):
+            now = spans[0][0]
+            break
+        now = _tomorrow(now, calendar)
+    else:
+        raise ValueError("the calendar has no working time")
     for _ in range(DAYS_MAX):
         if days <= 0:
             return now.astimezone(UTC)

@@ -63,6 +63,9 @@ async def run(*, json_output: bool, data: Path | None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         elif not held:
             print(f"数据与日志保留在 {folder} / data and logs are kept in {folder}", file=sys.stderr)
+    if not json_output:
+        look = f"paidan up --data {data}" if data else "make up"
+        print(f"接着自己试 / now try it yourself: {look}")
     return 0 if held else 1
 
 

@@ -108,7 +108,7 @@ def told(entry: dict[str, Any], case: dict[str, Any], names: Names) -> str | Non
         case "task.opened":
             return f"{serving}受理，{located}同时看到"
         case "task.offered":
-            return f"{serving}第 {entry['wave']} 次派单，派给 {'、'.join(entry['members'])}（此刻负荷最低且有相应技能）"
+            return f"{serving}第 {entry['wave']} 次派单，派给 {'、'.join(entry['members'])}（能办的人里负荷最低）"
         case "task.declined":
             return f"{member} 婉拒：{REASONS.get(entry['reason'], entry['reason'])}"
         case "task.expired":

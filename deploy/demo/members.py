@@ -14,7 +14,7 @@ from deploy.demo.diary import Diary
 from shared.ids import derived_id
 
 PLAN_KNOWN_WITHIN_S = 10.0
-MESSAGE_WITHIN_S = 2.0
+MESSAGE_WITHIN_S = 1.2
 """How long a member of the day waits for the message about an offer that is on the live stream already."""
 IMPOSTORS_WITHIN_S = 30.0
 CREW_CALLS_MAX = 24

@@ -171,7 +171,7 @@ class Course:
         folded = await figures.replay(self._calls, auditor, numbers["leaves"])
         if not folded.accounted or folded.last_sequence != numbers["last_sequence"]:
             self._diary.fail(f"序号对不上 / sequences unaccounted for: {numbers}")
-        received = Counter(dict.fromkeys((*HTTP_CHANNELS, MAIL), 0)) | self._receivers.counts
+        received = Counter({channel: self._receivers.counts[channel] for channel in (*HTTP_CHANNELS, MAIL)})
         told = await enclave.tell(self._calls, self._story, self._registers[PLACE])
         both = {key: [*self._registers[PLACE][key], *self._registers[BOSTON][key]] for key in self._registers[PLACE]}
         return Summary(

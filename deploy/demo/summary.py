@@ -17,14 +17,16 @@ from deploy.demo.figures import Figures
 HEADS = {
     "submitted": "诉求\nin",
     "offered": "已派单\noffered",
-    "declined": "有婉拒\ndeclined",
-    "expired": "有过时\nexpired",
     "accepted": "已接单\naccepted",
     "done": "已办结\ndone",
     "rated": "已评单\nrated",
-    "reopened": "重办\nreopened",
-    "withdrawn": "撤回\nwithdrawn",
     "unplaced": "无人可派\nunplaced",
+}
+ASIDE = {
+    "declined": ("有人婉拒", "declined by somebody"),
+    "expired": ("有派单过时", "with an offer that ran out"),
+    "reopened": ("重办", "reopened"),
+    "withdrawn": ("撤回", "withdrawn"),
 }
 CHANNELS = {
     "wecom": "企业微信群机器人 / WeCom bot",
@@ -120,6 +122,7 @@ class Summary:
         console.print("[bold]派单演示小结 / Summary[/bold]", soft_wrap=True)
         console.print("以下数字全部由账本重放得出 / every figure is folded from the ledger's replay\n", soft_wrap=True)
         console.print(self._districts())
+        self._show_aside(console)
         self._show_enclave(console)
         console.print(self._messages())
         self._show_rest(console)
@@ -143,6 +146,18 @@ class Summary:
         table.add_row("合计 / all", *(str(sum(row[column] for row in found.values())) for column in HEADS))
         return table
 
+    def _show_aside(self, console: Console) -> None:
+        found = self.figures.districts(self.districts).values()
+        many = {column: sum(row[column] for row in found) for column in ASIDE}
+        zh = "、".join(f"{ASIDE[column][0]} {count} 件" for column, count in many.items())
+        en = ", ".join(f"{count} {ASIDE[column][1]}" for column, count in many.items())
+        console.print(f"其中{zh} / of these {en}", soft_wrap=True)
+        console.print(
+            "波士顿各区是压测：单单有人接，约三成办结，不评单 / "
+            "the Boston districts are the load: all accepted, about three in ten done, none rated\n",
+            soft_wrap=True,
+        )
+
     def _show_enclave(self, console: Console) -> None:
         area = self.names.area(self.enclave.area)
         console.print(f"[bold]插花地的一件事 / one case of the enclave[/bold]  {area}  {self.enclave.request}")
@@ -153,7 +168,9 @@ class Summary:
         console.print()
 
     def _messages(self) -> Table:
-        table = Table(title="发给人员的消息 / messages to members", title_justify="left", box=box.SIMPLE, pad_edge=False)
+        table = Table(
+            title="发给人员的消息 / messages to members", title_justify="left", box=box.SIMPLE, pad_edge=False
+        )
         table.add_column("渠道 / channel")
         table.add_column("接收端收到\nreceived", justify="right")
         table.add_column("账本记发出\nsent, by the ledger", justify="right")

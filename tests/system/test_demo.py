@@ -68,7 +68,8 @@ def test_every_district_has_its_figures(summary: dict[str, Any]) -> None:
 def test_messages_went_out_by_every_channel(summary: dict[str, Any]) -> None:
     assert {"wecom", "dingtalk", "mail", "webhook", "console"} <= set(summary["messages"])
     assert all(count > 0 for count in summary["messages"].values())
-    assert summary["notices"]["sent"] == sum(summary["messages"].values())
+    sent, given_up = summary["notices"]["sent"], summary["notices"]["given_up"]
+    assert sent <= sum(summary["messages"].values()) <= sent + given_up
 
 
 @pytest.mark.timeout(240)

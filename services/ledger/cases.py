@@ -35,7 +35,9 @@ _TASK_STATES: dict[type, State] = {
     TaskDone: "done",
     TaskUnplaced: "unplaced",
 }
-MOVING = (RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, TaskOpened, TaskClosed, *_TASK_STATES)
+MOVING = frozenset(
+    {RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, TaskOpened, TaskClosed, *_TASK_STATES}
+)
 """The facts that change a case; others appear in its timeline only."""
 
 DETAILS = (
@@ -87,7 +89,7 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
     Facts about a task that a later round has replaced change nothing: the new task has the word.
     """
     fact = event.fact
-    if event.case is None or not isinstance(fact, MOVING) or (case is not None and index <= case["pos"]):
+    if event.case is None or type(fact) not in MOVING or (case is not None and index <= case["pos"]):
         return case
     before, case = case, case or _begun(event, index)
     moved: Case | None = None
@@ -107,7 +109,15 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
         case RequestRated():
             moved = {"rated": {"grade": fact.grade, "solved": fact.solved}}
         case RequestReopened():
-            moved = {"state": "submitted", "round": fact.round, "due": dues(fact.due), "task": None, "holder": None}
+            moved = {
+                "state": "submitted",
+                "round": fact.round,
+                "item": fact.item,
+                "urgency": fact.urgency,
+                "due": dues(fact.due),
+                "task": None,
+                "holder": None,
+            }
         case TaskOpened():
             moved = {
                 "state": case["state"] if case["state"] == "withdrawn" else "opened",

@@ -25,9 +25,9 @@ from shared.telemetry import logger
 
 NAME = "cases"
 BATCH_MAX = 2000
-HANDED_MAX = 20_000
+HANDED_MAX = 6_000
 """Leaves kept in memory for the fold; beyond, it reads them back from the store."""
-CASES_KEPT_MAX = 20_000
+CASES_KEPT_MAX = 10_000
 REBUILD_SILENT_S = 15.0
 """A rebuild that has not moved for so long is dead, and projecting goes on."""
 
@@ -156,7 +156,7 @@ async def load(
     needed: dict[str, None] = {}
     for leaf in batch:
         event = leaf.envelope
-        if event is None or event.case is None or not isinstance(event.fact, cases.MOVING):
+        if event is None or event.case is None or type(event.fact) not in cases.MOVING:
             continue
         if event.case in kept:
             kept.move_to_end(event.case)

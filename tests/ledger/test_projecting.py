@@ -1,6 +1,10 @@
 """The cases in the store: behind the log, never wrong, and the same when made again."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 
 from services.ledger.cases import Case
 from services.ledger.projecting import Projector, rebuild
@@ -33,6 +37,21 @@ async def test_cases_follow_the_log_and_a_rebuild_gives_the_same_documents(bench
     assert await rebuild(bench.store, lambda done, of: told.append((done, of))) == 121
     assert await everything(bench) == before
     assert told[-1] == (1082, 1082)
+
+
+async def test_the_command_rebuilds_and_counts(bench: Bench) -> None:
+    bench.ingest()
+    await bench.publish(*[message(each) for n in range(3) for each in life(n)])
+    await bench.leaves(27)
+    environment = {**os.environ, "MONGODB_URI": bench.mongo.admin_uri, "PAIDAN_DATABASE": bench.database}
+    command = (sys.executable, "-m", "services.ledger", "rebuild")
+    process = await asyncio.create_subprocess_exec(*command, "--json", env=environment, stdout=subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert (process.returncode, json.loads(out)) == (0, {"cases": 3, "leaves": 27})
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert "27 / 27 leaves" in out.decode()
+    assert len(await everything(bench)) == 3
 
 
 async def test_what_was_stored_but_not_folded_before_a_crash_is_folded_after_it(bench: Bench) -> None:

@@ -1,0 +1,31 @@
+"""The benchmarks run, and their report has what it promises. Nothing here asserts a speed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.bench.harness import REPORT, ROOT
+
+KEYS = {"name", "value", "limit", "ratio", "unit", "runs", "min", "max"}
+
+
+@pytest.mark.timeout(120)
+def test_a_quick_run_prints_and_writes_a_report_with_every_key() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "pipe", "commit", "--quick", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    rows = json.loads(ran.stdout)
+    assert rows == json.loads(REPORT.read_text())
+    assert {row["name"] for row in rows} == {"pipe", "commit small", "commit large"}
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["value"] > 0 < row["limit"]
+        assert row["min"] <= row["value"] <= row["max"]

@@ -134,7 +134,7 @@ class Sender:
 
     def _take_up(self, post: Post) -> None:
         """Notices queued since the last look. On taking over from another instance that may be all there are."""
-        since, self._seen = self._seen, post.last
+        since, self._seen = min(self._seen, post.last), post.last
         if post.last - since > len(post.notices):
             new = [notice for notice in post.notices.values() if notice.number > since]
         else:

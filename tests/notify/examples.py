@@ -141,7 +141,7 @@ def given(*inputs: Envelope, register: tuple[Fact, ...] = REGISTER) -> Post:
         post = model.take_in(post, fact_of_the_desk(fact))
     for one in inputs:
         post, _ = when(post, one)
-        post, _ = report(post, *(sent(notice.id) for notice in post.notices.values()))
+        post, _ = report(post, *(sent(post.numbers[number]) for number in sorted(post.numbers)))
     return post
 
 

@@ -94,7 +94,7 @@ def test_a_held_message_waits_and_costs_no_attempt() -> None:
 
 def test_the_facts_of_a_report_alone_lead_to_the_same_state() -> None:
     before, _ = when(given(), offered(LI, WANG))
-    one, other = before.notices
+    one, other = sorted(before.notices)
     after, facts = report(before, sent(one), failed(other))
     assert refold(facts, before) == after
 

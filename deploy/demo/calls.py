@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx2
 import orjson
 
+from deploy.errors import Said, SetupError
 from deploy.stack import Stack
 
 CONNECTIONS_MAX = 64
@@ -43,7 +44,7 @@ class Answer:
 
 
 class Calls:
-    """HTTP to the four services of a stack."""
+    """HTTP to the four services of a stack. What does not answer for 30 s ends the demo: SetupError."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -106,9 +107,12 @@ class Calls:
         while True:
             try:
                 response = await self._client.request(method, url, content=content, params=params, headers=headers)
-            except httpx2.TransportError:
+            except httpx2.TransportError as why:
                 if time.monotonic() > ends:
-                    raise
+                    raise SetupError(
+                        Said(f"{service} 没有应答", f"{service} does not answer ({type(why).__name__})"),
+                        Said("请查看 logs 目录中的日志", "look at its log in the folder `logs`"),
+                    ) from why
                 wait_s = 0.2
             else:
                 if response.status_code not in PASSING or time.monotonic() > ends:

@@ -169,8 +169,12 @@ class Crews(People):
 
 async def impostors(calls: Calls, diary: Diary, story: asyncio.Future[str]) -> None:
     """What is not theirs, members cannot do: the task of the enclave case, once it has been taken, is tried from all sides."""
-    request = await asyncio.wait_for(story, IMPOSTORS_WITHIN_S)
-    await diary.until(request, "task.accepted", 1, IMPOSTORS_WITHIN_S)
+    try:
+        request = await asyncio.wait_for(asyncio.shield(story), IMPOSTORS_WITHIN_S)
+        await diary.until(request, "task.accepted", 1, IMPOSTORS_WITHIN_S)
+    except TimeoutError:
+        diary.fail("插花地的任务无人接单 / the task of the enclave case was never accepted")
+        return
     path = f"/v1/tasks/{derived_id(request, 'task', 1)}/accept"
     own, foreign = ("m-wc04", "420106"), ("m-qs04", "420107")
     tries: tuple[tuple[str, str, dict[str, str], str], ...] = (

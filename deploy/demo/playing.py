@@ -140,7 +140,7 @@ class Course:
         count = len(self._rows)
         self._load = {"requests": count, "seconds": round(seconds, 2), "per_second": round(count / seconds, 1)}
         await asyncio.gather(*lives)
-        self._story = residents.story.result()
+        self._story = residents.story.result() if residents.story.done() else ""
 
     async def settle(self) -> None:
         """Until every offer has been answered, every message sent or put off, and everything is in the ledger."""
@@ -247,13 +247,16 @@ async def _refuse_used_bus(stack: Stack) -> None:
 async def _soon(
     who: str, holds: Callable[[], Any], within_s: float = KNOWN_WITHIN_S, diary: Diary | None = None
 ) -> None:
-    """Wait until it holds; where it does not come to that, a failure of the demo (or, without a diary, an error)."""
+    """Wait until it holds; where it does not come to that, a failure of the demo; without a diary, SetupError."""
     ends = time.monotonic() + within_s
     while not await holds():
         if time.monotonic() > ends:
             line = f"{who} 在 {within_s:.0f} 秒内没有完成 / {who} did not finish within {within_s:.0f} s ({holds.__name__})"
             if diary is None:
-                raise RuntimeError(line)
+                raise SetupError(
+                    Said(f"{who} 在 {within_s:.0f} 秒内没有读到台账", f"{who} did not hear of the register"),
+                    Said("请查看 logs 目录中的日志", "look at its log in the folder `logs`"),
+                )
             diary.fail(line)
             return
         await asyncio.sleep(0.1)

@@ -162,7 +162,7 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self.limit:
             await answer(refusal)(scope, receive, send)
             return
-        taken = 0
+        taken, begun = 0, False
 
         async def counted() -> Message:
             nonlocal taken
@@ -172,7 +172,18 @@ class BodyLimit:
                 raise refusal
             return message
 
-        await self.app(scope, counted, send)
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            if (
+                begun or taken <= self.limit
+            ):  # else what the app makes of our refusal: a route's own answer to a broken body
+                begun = True
+                await send(message)
+
+        with suppress(RefusedError):
+            await self.app(scope, counted, sent)
+        if taken > self.limit and not begun:
+            await answer(refusal)(scope, receive, send)
 
 
 async def serve(app: FastAPI, host: str, port: int, *, until: asyncio.Event) -> None:

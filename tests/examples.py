@@ -64,7 +64,9 @@ def limit(amount: int, unit: str = "minutes") -> Limit:
     return Limit.model_validate({"amount": amount, "unit": unit})
 
 
-LIMITS = Limits(sign=limit(30), contact=limit(1, "hours"), handle=limit(8, "working_hours"), life=limit(5, "working_days"))
+LIMITS = Limits(
+    sign=limit(30), contact=limit(1, "hours"), handle=limit(8, "working_hours"), life=limit(5, "working_days")
+)
 DISTRICT = DistrictSet(district=WUCHANG, title=name("武昌区"), office=name("武昌区网格中心"))
 NEIGHBOUR = DistrictSet(district=QINGSHAN, title=name("青山区"), office=name("青山区网格中心"))
 CALENDAR = CalendarSet(

@@ -27,7 +27,11 @@ from tests.examples import (
     LIFT,
     NOW,
     OUJING,
+    RATED,
+    REGISTER,
+    REOPENED,
     WANG,
+    WITHDRAWN,
     XINXIANG,
     ZHAO,
     enrolled,
@@ -36,7 +40,6 @@ from tests.examples import (
     item,
     submitted,
 )
-from tests.examples import REOPENED as _REOPENED
 
 REQUESTS, MEMBERS = range(8), (LI, WANG, ZHAO, "m-hou")
 TERMS = (
@@ -45,14 +48,17 @@ TERMS = (
     enrolled(ZHAO, XINXIANG, OUJING, capacity=10),
     enrolled("m-hou", XINXIANG, kind="responder", skills=("rescue",), capacity=20),
 )
-EMPTY = telling.given(*TERMS, register=(*telling.REGISTER, item("nothing", effort=0)))
+EMPTY = telling.given(*TERMS, register=(*REGISTER, item("nothing", effort=0)))
 
 requests = st.sampled_from(REQUESTS)
 rounds = st.integers(1, 3)
 members = st.sampled_from(MEMBERS)
 things = st.one_of(
     st.tuples(
-        st.just("submitted"), requests, st.sampled_from([OUJING, ESTATE, XINXIANG]), st.sampled_from([LEAK, LIFT, "nothing"])
+        st.just("submitted"),
+        requests,
+        st.sampled_from([OUJING, ESTATE, XINXIANG]),
+        st.sampled_from([LEAK, LIFT, "nothing"]),
     ),
     st.tuples(st.sampled_from(["withdrawn", "rated"]), requests),
     st.tuples(st.just("reopened"), requests, st.integers(2, 3)),
@@ -83,13 +89,11 @@ class Story:
             case ("submitted", int(n), str(area), str(of)):
                 self.decide(self.input(submitted(n, item=of, area=area)))
             case ("withdrawn", int(n)):
-                self.decide(self.input(telling_fact("withdrawn", n)))
+                self.decide(self.input(about("withdrawn", n)))
             case ("rated", int(n)):
-                self.decide(self.input(telling_fact("rated", n)))
+                self.decide(self.input(about("rated", n)))
             case ("reopened", int(n), int(round)):
-                self.decide(
-                    self.input(_REOPENED.model_copy(update={"request_id": id_of("request", n), "round": round}))
-                )
+                self.decide(self.input(REOPENED.model_copy(update={"request_id": id_of("request", n), "round": round})))
             case (type() as verb, int(n), int(round), str(who)):
                 self.command(verb(task=task_id(n, round), member=who))
             case ("answered as asked", type() as verb, int(n), int(round)):
@@ -154,7 +158,9 @@ class Story:
         assert {t.request: t.id for t in desk.tasks.values()} == dict(desk.by_request), "two rounds open at once"
         dumped = orjson.dumps(model.dump(desk), default=plain)
         assert model.load(orjson.loads(dumped)) == desk, "dump and load"
-        assert json.loads(orjson.dumps(model.dump(model.load(orjson.loads(dumped))), default=plain)) == json.loads(dumped)
+        assert json.loads(orjson.dumps(model.dump(model.load(orjson.loads(dumped))), default=plain)) == json.loads(
+            dumped
+        )
 
     def check_all(self) -> None:
         explained = [fact for fact in self.facts if isinstance(fact, MatchExplained)]
@@ -170,10 +176,8 @@ def task_id(n: int, round: int) -> str:
     return derived_id(id_of("request", n), "task", round)
 
 
-def telling_fact(what: str, n: int) -> Fact:
+def about(what: str, n: int) -> Fact:
     """Withdrawn or rated."""
-    from tests.examples import RATED, WITHDRAWN
-
     fact: Fact = RATED if what == "rated" else WITHDRAWN
     return fact.model_copy(update={"request_id": id_of("request", n)})
 

@@ -6,8 +6,9 @@ import pytest
 
 from services.dispatch.commands import Accept, Done
 from services.dispatch.model import Desk
-from shared.facts import RequestRated, RequestWithdrawn, TaskClosed, TaskOpened
-from tests.dispatch.telling import after, asked, decision, due, given, seen, when
+from shared.envelope import Envelope
+from shared.facts import Position, RequestRated, RequestWithdrawn, TaskClosed, TaskOpened, TurnCommitted
+from tests.dispatch.telling import after, asked, decision, due, fold, given, seen, when
 from tests.examples import (
     LI,
     MINUTE,
@@ -20,6 +21,7 @@ from tests.examples import (
     TASK,
     TEAM,
     WITHDRAWN,
+    envelope,
     id_of,
     submitted,
 )
@@ -77,19 +79,15 @@ def test_reopened_closes_the_old_round_whatever_its_state(desk: Desk) -> None:
 
 
 def test_a_closed_round_is_remembered_for_a_day_and_then_forgotten() -> None:
-    from tests.dispatch.telling import fold
-    from tests.examples import envelope
-    from shared.facts import Position, TurnCommitted
-
-    def turn(at: timedelta) -> object:
+    def turn(at: timedelta) -> Envelope:
         fact = TurnCommitted(position=Position(created="x", sequence=1), by="d-1", epoch=1, facts=0)
         return envelope(fact, at=NOW + at, area="-")
 
     desk = after(OFFERED_TO_LI, seen(WITHDRAWN))
     for hours in (0, 23, 24, 47):
-        desk = fold(desk, turn(timedelta(hours=hours)))  # type: ignore[arg-type]
+        desk = fold(desk, turn(timedelta(hours=hours)))
         assert desk.answered(TASK)
-    assert not fold(desk, turn(timedelta(hours=48))).answered(TASK)  # type: ignore[arg-type]
+    assert not fold(desk, turn(timedelta(hours=48))).answered(TASK)
 
 
 def test_a_reopened_request_can_be_rated_in_its_new_round() -> None:

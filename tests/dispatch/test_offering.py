@@ -1,6 +1,6 @@
 """派单: who is asked, for how long, and what happens when nobody answers."""
 
-from services.dispatch.commands import Decline, Enrol, Leave, Offer
+from services.dispatch.commands import Accept, Decline, Enrol, Leave, Offer
 from shared.facts import TaskExpired, TaskOffered, TaskOpened, TaskUnplaced
 from tests.dispatch.telling import after, asked, decision, due, explanation, given, refusal, seen, when
 from tests.examples import (
@@ -132,8 +132,6 @@ def test_who_is_not_there_cannot_be_asked() -> None:
 
 
 def test_what_is_held_is_not_offered() -> None:
-    from services.dispatch.commands import Accept
-
     held = after(OFFERED_TO_LI, asked(Accept(task=TASK, member=LI)))
     assert refusal(held, asked(Offer(task=TASK, member=ZHAO))) == "already_taken"
 

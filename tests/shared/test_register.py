@@ -20,6 +20,7 @@ from tests.examples import (
     OUJING,
     POLICY,
     QINGSHAN,
+    RATED,
     REGISTER,
     WUCHANG,
     XINXIANG,
@@ -95,9 +96,7 @@ def test_an_area_without_an_agreement_is_its_servers_alone() -> None:
 
 
 def test_of_two_agreements_at_once_it_is_always_the_same_one() -> None:
-    others = [
-        AGREEMENT.model_copy(update={"agreement": f"a-{n}", "parties": (WUCHANG, f"42011{n}")}) for n in range(9)
-    ]
+    others = [AGREEMENT.model_copy(update={"agreement": f"a-{n}", "parties": (WUCHANG, f"42011{n}")}) for n in range(9)]
     assert given(*REGISTER, *others).agreement(XINXIANG, date(2026, 6, 1)) == others[0]
     assert given(*others[::-1], *REGISTER).agreement(XINXIANG, date(2026, 6, 1)) == others[0]
 
@@ -126,8 +125,6 @@ def test_applied_documents_are_counted() -> None:
 
 
 def test_other_facts_change_nothing() -> None:
-    from tests.examples import RATED
-
     assert register.evolve(WHOLE, RATED) is WHOLE
 
 
@@ -138,4 +135,6 @@ def test_what_is_dumped_is_loaded_equal_through_json() -> None:
 
 
 def test_equal_registers_are_dumped_equal_whatever_their_history() -> None:
-    assert canonical(register.dump(given(*OWNERS[1:], *REGISTER))) == canonical(register.dump(given(*REGISTER, *OWNERS[:0:-1])))
+    assert canonical(register.dump(given(*OWNERS[1:], *REGISTER))) == canonical(
+        register.dump(given(*REGISTER, *OWNERS[:0:-1]))
+    )

@@ -21,7 +21,7 @@ from deploy.servers import NatsServer
 from services.dispatch.commands import Accept, Decline, Done, Enrol, Verb
 from services.dispatch.desk import RULES
 from services.dispatch.model import Desk
-from shared import turns
+from shared import streams, turns
 from shared.bus import Bus, Delivery, Fence, Message
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import FencedError, StreamReplacedError, UnavailableError
@@ -29,7 +29,7 @@ from shared.facts import Fact, InputRefused, MatchExplained, TaskOpened, TurnCom
 from shared.ids import derived_id
 from shared.lease import Lease
 from shared.turns import Command, Decision, Fold, Rules, Turns, Work, recover, snapshot_name, write_snapshot
-from tests.examples import DISPATCHER, LI, REGISTER, TEAM, WUCHANG, enrolled, envelope, id_of, submitted
+from tests.examples import DISPATCHER, LI, RATED, REGISTER, TEAM, WUCHANG, enrolled, envelope, id_of, submitted
 from tests.shared.conftest import Connect
 
 MARKER = RULES.marker_subject(WUCHANG)
@@ -94,7 +94,9 @@ class Office:
 
     async def submit(self, *numbers: int, **fields: Any) -> int:
         """Residents' requests; returns the last one's sequence."""
-        return await self.store(self.intake, *(envelope(submitted(n, **fields), at=instant(self.clock())) for n in numbers))
+        return await self.store(
+            self.intake, *(envelope(submitted(n, **fields), at=instant(self.clock())) for n in numbers)
+        )
 
     async def ask(self, what: Verb, *, of: Turns[Desk] | None = None, id: str | None = None) -> Any:
         """A command to whichever instance leads, repeated under one id as clients do."""
@@ -137,7 +139,11 @@ class Office:
         markers: list[TurnCommitted] = []
         ids: Counter[str] = Counter()
         opened: Counter[str] = Counter()
-        legal = {"task.opened": {None}, "task.accepted": {"offered"}, "task.done": {"accepted", "arrived"}}
+        legal: dict[str, set[str | None]] = {
+            "task.opened": {None},
+            "task.accepted": {"offered"},
+            "task.done": {"accepted", "arrived"},
+        }
         state: dict[str, str | None] = {}
         for delivery in await self.everything():
             if not delivery.subject.startswith(f"evt.{WUCHANG}.dispatch."):
@@ -373,8 +379,6 @@ async def test_inputs_that_lead_to_nothing_move_the_position_by_a_marker_alone(
     desk = await office.lead("a")
     begun = await office.position()
     elsewhere = [envelope(submitted(n).model_copy(), district="420111") for n in range(3)]
-    from tests.examples import RATED
-
     last = await office.store(office.intake, *elsewhere, envelope(RATED))  # the desk does not know this request
     await asyncio.sleep(0.1)
     assert await office.position() == begun
@@ -387,8 +391,6 @@ async def test_many_inputs_that_lead_to_nothing_move_the_position_without_a_paus
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "QUIET_INPUTS", 100)
-    from tests.examples import RATED
-
     last = await office.store(
         office.intake, *(envelope(RATED.model_copy(update={"request_id": id_of(n)})) for n in range(900))
     )
@@ -626,8 +628,6 @@ async def test_a_replaced_stream_stops_a_desk_that_is_asked_before_it_has_notice
 
 async def replace_stream(office: Office) -> None:
     """The stream is lost and made anew."""
-    from shared import streams
-
     admin = await office.connect("admin")
     await admin._api("STREAM.DELETE.EVENTS")
     await streams.apply(admin)
@@ -657,7 +657,9 @@ async def chaos(office: Office, server: NatsServer, *, requests: int, faults: in
     async def residents() -> None:
         nonlocal stored
         for first in range(0, requests, 20):
-            batch = [envelope(submitted(n), at=instant(office.clock())) for n in range(first, min(first + 20, requests))]
+            batch = [
+                envelope(submitted(n), at=instant(office.clock())) for n in range(first, min(first + 20, requests))
+            ]
             messages = [Message(fact.subject, fact.encode(), expect=0) for fact in batch]
             while True:
                 try:

@@ -1,0 +1,253 @@
+"""The live stream of staff apps: nothing lost, nothing repeated, nothing of others."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.dispatch.streaming import Event, LiveTail, Wanted
+from shared.auth import Caller
+from shared.bus import Delivery, Message
+from shared.envelope import Envelope
+from shared.errors import RefusedError
+from shared.facts import MatchExplained, TaskAccepted
+from tests.dispatch.conftest import Service
+from tests.examples import LI, OUJING, QINGSHAN, TASK, TEAM, WUCHANG, XINXIANG, envelope, id_of, submitted
+
+SHARED = f"{WUCHANG},{QINGSHAN}"
+
+
+def accepted(n: int, *, area: str = OUJING, districts: str = WUCHANG) -> Envelope:
+    """A fact of a task."""
+    fact = TaskAccepted(task_id=id_of("task", n), member_id=LI)
+    return envelope(fact, area=area, districts=districts, id=id_of("accepted", n))
+
+
+def wanted(
+    district: str = WUCHANG, *, area: str | None = None, types: str | None = None, of: str | None = None
+) -> Wanted:
+    """What somebody of this district wants."""
+    return Wanted.by(Caller("staff-1", district, frozenset({"dispatcher"})), of, area, types)
+
+
+class Client:
+    """Somebody who watches and remembers what they got."""
+
+    def __init__(self, tail: LiveTail, what: Wanted, after: int | None = None, *, pace_s: float = 0) -> None:
+        self.ids: list[int] = []
+        self.names: list[str] = []
+        self.data: list[Any] = []
+        self.began = asyncio.Event()
+        self.until = asyncio.Event()
+        self.pace_s = pace_s
+        self.task = asyncio.create_task(self.watch(tail, what, after))
+
+    async def watch(self, tail: LiveTail, what: Wanted, after: int | None) -> None:
+        async for lines in tail.watch(what, after, self.until):
+            if lines.startswith(b":"):
+                self.began.set()
+                continue
+            id, name, data = lines.decode().rstrip("\n").split("\n")
+            self.ids.append(int(id.removeprefix("id: ")))
+            self.names.append(name.removeprefix("event: "))
+            self.data.append(json.loads(data.removeprefix("data: ")))
+            if self.pace_s:
+                await asyncio.sleep(self.pace_s)
+
+    async def until_got(self, last: int, within_s: float = 10) -> None:
+        """Wait for a sequence."""
+        ends = asyncio.get_running_loop().time() + within_s
+        while not self.ids or self.ids[-1] < last:
+            assert asyncio.get_running_loop().time() < ends, f"only up to {self.ids[-1:]}"
+            await asyncio.sleep(0.01)
+
+    async def leave(self) -> None:
+        self.until.set()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def write(service: Service, first: int, n: int) -> int:
+    """So many facts; returns the last one's sequence."""
+    return await service.store(service.bus, *(accepted(i) for i in range(first, first + n)))
+
+
+async def test_who_watches_gets_what_comes_from_now_on(service: Service) -> None:
+    before = await write(service, 0, 5)
+    await service.start(desks=False)
+    client = Client(service.tail, wanted())
+    await client.began.wait()
+    last = await write(service, 5, 3)
+    await client.until_got(last)
+    assert client.ids == list(range(before + 1, last + 1))
+    assert client.names == ["task.accepted"] * 3
+    assert client.data[0]["data"]["task_id"] == id_of("task", 5)
+    await client.leave()
+
+
+async def test_who_comes_before_the_tail_has_begun_gets_no_history(service: Service) -> None:
+    await write(service, 0, 5)
+    client = Client(service.tail, wanted())
+    await asyncio.sleep(0.05)
+    await service.start(desks=False)
+    await client.began.wait()
+    last = await write(service, 5, 1)
+    await client.until_got(last)
+    assert client.ids == [last]
+    await client.leave()
+
+
+@pytest.mark.parametrize("back", [0, 1, 30, 49, 50, 51, 300])
+async def test_who_comes_back_misses_and_repeats_nothing(service: Service, back: int) -> None:
+    """The tail holds 50: further back it is read from the stream."""
+    first = (await service.bus.state()).last
+    await service.start(desks=False)
+    last = await write(service, 0, 300)
+    await service.until_holds(lambda: service.tail.last == last)
+    client = Client(service.tail, wanted(), last - back)
+    last = await write(service, 300, 5)
+    await client.until_got(last)
+    assert client.ids == list(range(max(first, last - 5 - back) + 1, last + 1))
+    await client.leave()
+
+
+async def test_what_was_there_before_the_tail_began_is_read_from_the_stream(service: Service) -> None:
+    first = (await service.bus.state()).last
+    last = await write(service, 0, 700)
+    await service.start(desks=False)
+    client = Client(service.tail, wanted(), first)
+    await client.until_got(last)
+    assert client.ids == list(range(first + 1, last + 1))
+    await client.leave()
+
+
+async def test_a_client_that_is_slower_than_the_facts_misses_nothing(service: Service) -> None:
+    first = (await service.bus.state()).last
+    await service.start(desks=False)
+    clients = [Client(service.tail, wanted(), first, pace_s=pace) for pace in (0, 0.0005, 0.002)]
+    last = first
+    for n in range(20):
+        last = await write(service, n * 40, 40)
+        await asyncio.sleep(0.005)
+    for client in clients:
+        await client.until_got(last, within_s=20)
+        assert client.ids == list(range(first + 1, last + 1))
+        await client.leave()
+
+
+async def test_what_is_no_fact_is_passed_over(service: Service) -> None:
+    first = (await service.bus.state()).last
+    await service.bus.put("evt.420106.dispatch.-.task.accepted", b"{broken")
+    await service.bus.put("evt.420106.dispatch.x", b"{}")
+    await service.start(desks=False)
+    client = Client(service.tail, wanted(), first)
+    last = await write(service, 0, 1)
+    await service.bus.commit([Message("evt.420106.dispatch.-.task.accepted", b"[]")])
+    await client.until_got(last)
+    assert client.ids == [last]
+    await client.leave()
+
+
+# --- who sees what ----------------------------------------------------------------------------------------------------
+
+
+def event(fact: Envelope) -> Event:
+    """As the tail holds it."""
+    found = Event.of(Delivery(7, 0, fact.subject, fact.encode()))
+    assert found
+    return found
+
+
+EXPLAINED = envelope(
+    MatchExplained(match_id=id_of("m"), task_id=TASK, policy=1, considered=0, fell_out={}, best=(), chosen=()),
+    area="-",
+    districts=SHARED,
+)
+
+
+def test_a_district_sees_its_own_and_nothing_of_others() -> None:
+    assert wanted(WUCHANG).shows(event(accepted(1)))
+    assert not wanted(QINGSHAN).shows(event(accepted(1)))
+    assert wanted(WUCHANG).shows(event(EXPLAINED))
+
+
+def test_what_happens_in_an_enclave_both_see_but_not_why() -> None:
+    shared = event(accepted(1, area=XINXIANG, districts=SHARED))
+    assert wanted(WUCHANG).shows(shared)
+    assert wanted(QINGSHAN).shows(shared)
+    assert not wanted("420111").shows(shared)
+    assert not wanted(QINGSHAN).shows(event(EXPLAINED))
+    assert not wanted(QINGSHAN).shows(event(envelope(TEAM[0], districts=SHARED)))
+
+
+def test_a_token_for_everywhere_sees_all_or_the_district_it_names() -> None:
+    assert wanted("*").shows(event(accepted(1)))
+    assert not wanted("*", of=QINGSHAN).shows(event(accepted(1)))
+
+
+def test_nobody_watches_a_foreign_district() -> None:
+    with pytest.raises(RefusedError, match="foreign_district"):
+        wanted(QINGSHAN, of=WUCHANG)
+
+
+def test_areas_and_kinds_can_be_chosen() -> None:
+    assert wanted(area=OUJING).shows(event(accepted(1)))
+    assert not wanted(area=XINXIANG).shows(event(accepted(1)))
+    assert wanted(types="task.off, task.acc").shows(event(accepted(1)))
+    assert not wanted(types="task.done").shows(event(accepted(1)))
+    assert wanted(types=" , ").shows(event(accepted(1)))
+
+
+def test_a_line_break_does_not_end_an_event() -> None:
+    fact = accepted(1)
+    pretty = json.dumps(json.loads(fact.encode()), indent=1).encode()
+    found = Event.of(Delivery(7, 0, fact.subject, pretty))
+    assert found
+    assert found.lines().count(b"\n") == 4
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------------
+
+
+async def lines_of(service: Service, path: str, token: str, **headers: str) -> httpx2.Response:
+    """The answer, after the service was told to stop."""
+    asyncio.get_running_loop().call_later(0.5, service.until.set)
+    return await service.http.get(path, headers={"authorization": f"Bearer {token}", **headers})
+
+
+async def test_last_event_id_resumes_over_http(service: Service) -> None:
+    first = (await service.bus.state()).last
+    last = await write(service, 0, 4)
+    await service.start(desks=False)
+    answer = await lines_of(service, "/v1/stream", service.token(), **{"last-event-id": str(last - 2)})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    ids = [int(line.removeprefix("id: ")) for line in answer.text.splitlines() if line.startswith("id: ")]
+    assert ids == [last - 1, last]
+    assert first < last
+
+
+async def test_an_office_sees_only_its_own_over_http(service: Service) -> None:
+    first = (await service.bus.state()).last
+    await write(service, 0, 3)
+    shared = await service.store(service.bus, accepted(9, area=XINXIANG, districts=SHARED), EXPLAINED)
+    await service.store(service.intake, envelope(submitted()))
+    await service.start(desks=False)
+    token = service.token(district=QINGSHAN)
+    answer = await lines_of(service, f"/v1/stream?after={first}", token)
+    assert [line for line in answer.text.splitlines() if line.startswith("id: ")] == [f"id: {shared - 1}"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "1e3", "²", "9999999"])
+async def test_a_cursor_that_is_none_is_refused(service: Service, cursor: str) -> None:
+    await service.start(desks=False)
+    headers = {b"authorization": f"Bearer {service.token()}".encode(), b"last-event-id": cursor.encode("latin-1")}
+    answer = await service.http.get("/v1/stream", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_cursor")
+
+
+async def test_without_a_token_or_a_role_nobody_watches(service: Service) -> None:
+    await service.start(desks=False)
+    assert (await service.http.get("/v1/stream")).json()["code"] == "unauthenticated"
+    assert (await service.get("/v1/stream", token=service.token("x", "poet"))).json()["code"] == "forbidden"

@@ -29,10 +29,15 @@ from shared.envelope import Envelope, decode
 from shared.facts import Fact
 from tests.notify.examples import REGISTER, WUCHANG, fact_of_the_desk
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 FREELY = dict.fromkeys(("wecom", "webhook", "mail"), Cap(10_000, 1))
 
 Publish = Callable[..., Awaitable[int]]
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # with the library's 5 a caller may have to knock again, a second later
+    daemon_threads = True
 
 
 class WebReceiver:
@@ -60,8 +65,7 @@ class WebReceiver:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 

@@ -18,6 +18,7 @@ import httpx2
 from deploy.identities import issue_token
 from deploy.servers import free_port
 from services.notify.channels import Cap
+from services.notify.sending import UNDER_WAY_MAX
 from shared.facts import DistrictSet, Name, NoticeFailed, NoticeHeld, NoticeQueued, NoticeSent
 from shared.ids import derived_id
 from tests.notify.conftest import Ground, MailReceiver, WebReceiver, until
@@ -262,6 +263,7 @@ class Process:
             "PAIDAN_CHANNELS_FILE": str(file),
             "PAIDAN_HTTP_PORT": str(self.port),
             "PAIDAN_LOG_FORMAT": "json",
+            "PAIDAN_CAPS": '{"wecom": [10000, 1]}',
         }
         self.start()
 
@@ -310,6 +312,27 @@ async def test_a_kill_between_sending_and_the_commit_sends_once_more_at_most(
     assert len(web.taken) == 6
     assert process.end(signal.SIGTERM) == 0
     assert await ground.count("notice.sent") == await ground.count("notice.queued") == 3
+
+
+async def test_kills_at_any_moment_lose_nothing_and_send_once_more_each_at_most(
+    ground: Ground, web: WebReceiver, tmp_path: Path
+) -> None:
+    offers, kills = 400, 3
+    await ground.contact(LI, channels=["wecom"])
+    process = Process(ground, {"wecom": web.url}, tmp_path)
+    await ground.publish(*(offered(LI, task=derived_id("task", n), n=n, until=soon()) for n in range(offers)))
+    for kill in range(1, kills + 1):
+        await until(lambda kill=kill: len(web.taken) >= kill * 80, within_s=30)  # type: ignore[misc]
+        process.end(signal.SIGKILL)
+        process.start()
+    sent = await ground.facts("notice.sent", offers, within_s=60)
+    assert process.end(signal.SIGTERM) == 0
+    assert len({cast(NoticeSent, fact.fact).notice_id for fact in sent}) == len(sent) == offers
+    assert await ground.count("notice.queued") == await ground.count("notice.sent") == offers
+    links = Counter(body["message"].rsplit("/", 1)[1] for body in web.bodies)
+    assert len(links) == offers
+    assert max(links.values()) <= 1 + kills
+    assert len(web.taken) <= offers + kills * UNDER_WAY_MAX * 2
 
 
 async def test_sigterm_lets_what_is_under_way_end_and_commits_it(

@@ -121,6 +121,7 @@ class Door:
         self._clock = clock
         self._within_s = commit_within_s
         self._under_way: dict[str, asyncio.Future[Accepted]] = {}
+        following.under_way = self._under_way
         self.position = 0
         """The last sequence this instance knows of its own facts."""
 

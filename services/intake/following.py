@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -65,6 +65,7 @@ class Following:
 
     Attributes:
         matters: open requests; complete once `caught_up`.
+        under_way: the requests that this instance is committing, and adds itself.
     """
 
     def __init__(self, bus: Bus, clock: Callable[[], datetime]) -> None:
@@ -75,6 +76,7 @@ class Following:
         self._register = Register()
         self._created: str | None = None
         self.matters = Matters()
+        self.under_way: Container[str] = ()
         self.caught_up = False
 
     @property
@@ -148,6 +150,9 @@ class Following:
         while True:
             deliveries = await reader.wait(WAIT_S if self.caught_up else FIRST_WAIT_S)
             for delivery in deliveries:
+                request_id = delivery.subject.rpartition(".")[2]
+                if request_id in self.matters or request_id in self.under_way:
+                    continue  # our own: its door adds it, or has
                 if envelope := _read(delivery):
                     follow(self.matters, envelope)
             if not self.caught_up:

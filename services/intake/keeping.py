@@ -90,39 +90,40 @@ class KeyKeeper:
         return key
 
     async def _of_contact(self, district: str, whose: Whose) -> ResidentKey:
-        lookup = lookup_subject(district, whose.lookup)
+        # Make it, and look only where that meets a conflict: one round trip for who comes for the first time.
+        lookup, expect = lookup_subject(district, whose.lookup), 0
         for _ in range(TRIES_MAX):
-            expect = 0
-            if held := await self._bus.last(lookup, stream=STREAM):
-                if key := await self._stored(district, held.data.decode()):
-                    return key
-                expect = held.sequence  # its key was destroyed: who comes back starts anew
             kid = self._random(KID_BYTES).hex()
-            wrapped = self._new(district, kid)
+            resident, wrapped = self._new(district, kid)
             try:
                 await self._commits.store(
                     Message(lookup, kid.encode(), expect), Message(key_subject(district, kid), wrapped, 0)
                 )
             except ConflictError:
-                continue  # somebody was faster: theirs is the key
-            return self._keys.unwrap(district, kid, wrapped)
+                held = await self._bus.last(lookup, stream=STREAM)
+                if held and (stored := await self._stored(district, held.data.decode())):
+                    return stored
+                expect = held.sequence if held else 0  # its key was destroyed: who comes back starts anew
+            else:
+                return resident
         raise UnavailableError("the key of a contact keeps changing")
 
     async def _of_request(self, district: str, whose: Whose) -> ResidentKey:
         kid = whose.lookup[: 2 * KID_BYTES]
         for _ in range(TRIES_MAX):
-            wrapped = self._new(district, kid)
+            resident, wrapped = self._new(district, kid)
             try:
                 await self._commits.store(Message(key_subject(district, kid), wrapped, 0))
             except ConflictError:
-                if key := await self._stored(district, kid):
-                    return key
-                continue
-            return self._keys.unwrap(district, kid, wrapped)
+                if stored := await self._stored(district, kid):
+                    return stored
+            else:
+                return resident
         raise UnavailableError("the key of a request keeps changing")
 
-    def _new(self, district: str, kid: str) -> bytes:
-        return self._keys.wrap(district, kid, self._random(KEY_BYTES), self._random(NONCE_BYTES))
+    def _new(self, district: str, kid: str) -> tuple[ResidentKey, bytes]:
+        key = self._random(KEY_BYTES)
+        return ResidentKey(district, kid, key), self._keys.wrap(district, kid, key, self._random(NONCE_BYTES))
 
     async def _stored(self, district: str, kid: str) -> ResidentKey | None:
         held = await self._bus.last(key_subject(district, kid), stream=STREAM)

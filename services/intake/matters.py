@@ -12,12 +12,12 @@ from shared.facts import ItemSet, Point
 
 Key = TypeVar("Key", bound=Hashable)
 
-CELL = 20_000
-"""The side of a cell, in 1e-7 degrees: 220 m to the north."""
+CELL = 5_000
+"""The side of a cell, in 1e-7 degrees: 55 m to the north."""
 METRES_PER_UNIT = 0.011_119_5
 """One 1e-7 degree of latitude, on a sphere of 6,371 km."""
 MATTERS_MAX = 100_000
-LOOKED_AT_MAX = 64
+LOOKED_AT_MAX = 8
 """So many of a cell or an area, the most recent ones, are compared: a burst at one place must not make each one slower."""
 
 
@@ -48,6 +48,9 @@ class Matters:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._open
 
     def add(self, matter: Matter) -> None:
         """Remember an open request; the oldest goes where there are too many. Once is enough."""
@@ -90,30 +93,36 @@ class Matters:
         if item.same_radius_m == 0 or item.same_window_s == 0:
             return None
         since = now_s - item.same_window_s
+        radius = item.same_radius_m / METRES_PER_UNIT
         best: tuple[float, float, str] | None = None
-        for metres, matter in self._near(item, area, point):
-            if metres <= item.same_radius_m and matter.at_s >= since and matter.request_id != but:
-                one = (metres, -matter.at_s, matter.request_id)
-                best = one if best is None else min(best, one)
+        for matter in self._beside(item.item, area, point):
+            if matter.at_s >= since and matter.request_id != but and (best is None or -matter.at_s < best[1]):
+                best = (radius, -matter.at_s, matter.request_id)
+        if point is not None:
+            narrow = max(cos(radians(point.lat / 1e7)), 0.01)
+            for matter in self._around(item.item, point, radius, narrow):
+                assert matter.point is not None
+                north = matter.point.lat - point.lat
+                if abs(north) > radius or matter.at_s < since or matter.request_id == but:
+                    continue
+                far = hypot((matter.point.lon - point.lon) * narrow, north)
+                if far <= radius:
+                    one = (far, -matter.at_s, matter.request_id)
+                    best = one if best is None else min(best, one)
         return best[2] if best else None
 
-    def _near(self, item: ItemSet, area: str, point: Point | None) -> Iterator[tuple[float, Matter]]:
-        edge = float(item.same_radius_m)
-        where = (item.item, area)
-        if point is None:
-            yield from ((edge, matter) for matter in _recent(self._by_area.get(where)))
-            return
-        yield from ((edge, matter) for matter in _recent(self._pointless.get(where)))
-        narrow = max(cos(radians(point.lat / 1e7)), 0.01)
-        up = int(edge / METRES_PER_UNIT) // CELL + 1
-        aside = int(edge / METRES_PER_UNIT / narrow) // CELL + 1
-        _, x, y = _cell(item.item, point)
+    def _beside(self, item: str, area: str, point: Point | None) -> Iterator[Matter]:
+        """Those of an area that cannot be measured, because one of the two has no point."""
+        return _recent((self._by_area if point is None else self._pointless).get((item, area)))
+
+    def _around(self, item: str, point: Point, radius: float, narrow: float) -> Iterator[Matter]:
+        up, aside = int(radius) // CELL + 1, int(radius / narrow) // CELL + 1
+        _, x, y = _cell(item, point)
+        by_cell = self._by_cell
         for column in range(x - aside, x + aside + 1):
             for row in range(y - up, y + up + 1):
-                for matter in _recent(self._by_cell.get((item.item, column, row))):
-                    assert matter.point is not None
-                    east = (matter.point.lon - point.lon) * narrow
-                    yield hypot(east, matter.point.lat - point.lat) * METRES_PER_UNIT, matter
+                if held := by_cell.get((item, column, row)):
+                    yield from _recent(held)
 
 
 def _recent(held: dict[str, Matter] | None) -> Iterator[Matter]:

@@ -82,7 +82,7 @@ class Places:
 
     def at(self, point: Point) -> AreaSet | None:
         """The smallest area around a point: an enclave wins over what surrounds it, a grid over its community."""
-        found = self._tree.query(shapely.Point(point.lon, point.lat), predicate="intersects")
+        found = self._tree.query(shapely.points(point.lon, point.lat), predicate="intersects")
         if len(found) == 0:
             return None
         return self._drawn[min(found, key=lambda n: (self._sizes[n], self._drawn[n].area))]

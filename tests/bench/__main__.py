@@ -1,4 +1,4 @@
-"""`python -m tests.bench [NAME ...] [--quick] [--json]`."""
+"""`python -m tests.bench [NAME ...] [--quick] [--json] [--report FILE]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import uvloop
 from rich.console import Console
@@ -24,16 +25,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes: whether it works, not how fast")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.add_argument("--report", type=Path, default=REPORT, metavar="FILE", help="where to write it")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     names = [name for name in BENCHMARKS if name in options.names or not options.names]
     rows = uvloop.run(_run(names, quick=options.quick))
-    write_report(rows)
+    write_report(rows, options.report)
     if options.json:
         print(json.dumps([row.document() for row in rows], indent=2, ensure_ascii=False))
     else:
-        _print(rows, quick=options.quick)
+        _print(rows, options.report, quick=options.quick)
     return int(not options.quick and any(row.met is False for row in rows))
 
 
@@ -52,7 +54,7 @@ async def _run(names: list[str], *, quick: bool) -> list[Row]:
     return rows
 
 
-def _print(rows: list[Row], *, quick: bool) -> None:
+def _print(rows: list[Row], report: Path, *, quick: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title="quick: small sizes, the figures mean little" if quick else None)
     for heading in ("", "ours", "limit", "ratio", "target", "min", "max", "runs", "unit"):
@@ -62,7 +64,7 @@ def _print(rows: list[Row], *, quick: bool) -> None:
         target = f"{row.target} {'✓' if row.met else '✗'}" if row.target else ""
         table.add_row(row.name, *figures, target, _figure(row.minimum), _figure(row.maximum), str(row.runs), row.unit)
     console.print(table)
-    console.print(f"written to {REPORT}", soft_wrap=True)
+    console.print(f"written to {report}", soft_wrap=True)
 
 
 def _figure(figure: float) -> str:

@@ -219,7 +219,7 @@ def percentile(samples: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
 
 
-def write_report(rows: Sequence[Row]) -> None:
-    """Write `build/bench.json`: the rows of this run take the place of those with the same names."""
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps([row.document() for row in rows], indent=2, ensure_ascii=False) + "\n")
+def write_report(rows: Sequence[Row], file: Path) -> None:
+    """Write the rows of this run."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([row.document() for row in rows], indent=2, ensure_ascii=False) + "\n")

@@ -1,8 +1,9 @@
 """
 How long a request takes from being submitted to the offer being visible to a staff app, one at a time: p50 and p99.
 
-Ours goes through the desk's turn and its SSE stream, while the other three services do their part with every fact. The bare round is publish, pull, commit, publish: one process pulls the
-request, commits the same number of messages in an atomic batch, and publishes a plain message that we listen for.
+Ours goes through the desk's turn and its SSE stream, while the other three services do their part with every fact. The bare
+round is publish, pull, commit, publish: one process pulls the request, commits the same number of messages in an atomic
+batch, and publishes a plain message that we listen for.
 """
 
 from __future__ import annotations

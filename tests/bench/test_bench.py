@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.bench.harness import REPORT, ROOT
+from tests.bench.harness import ROOT
 
 KEYS = {"name", "value", "limit", "ratio", "unit", "runs", "min", "max"}
 
 
 @pytest.mark.timeout(120)
-def test_a_quick_run_prints_and_writes_a_report_with_every_key() -> None:
+def test_a_quick_run_prints_and_writes_a_report_with_every_key(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "pipe", "commit", "--quick", "--json"],
+        [sys.executable, "-m", "tests.bench", "pipe", "commit", "--quick", "--json", "--report", str(report)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -23,7 +25,7 @@ def test_a_quick_run_prints_and_writes_a_report_with_every_key() -> None:
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     rows = json.loads(ran.stdout)
-    assert rows == json.loads(REPORT.read_text())
+    assert rows == json.loads(report.read_text())
     assert {row["name"] for row in rows} == {"pipe", "commit small", "commit large"}
     for row in rows:
         assert row.keys() >= KEYS

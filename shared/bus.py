@@ -419,7 +419,8 @@ class Reader:
             if left <= 0:
                 return []
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(left, 0.5))
+                async with asyncio.timeout(min(left, 0.5)):  # not wait_for: before 3.12 it may swallow a cancellation
+                    await self._wake.wait()
 
     async def close(self) -> None:
         """Give the consumer up; the server forgets it after 30 s."""

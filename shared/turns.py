@@ -509,7 +509,8 @@ class Turns(Generic[S]):
             await self._quiet_marker(fold)
             wait_s = min(0.5, max(0.001, (self._heap[0][0] - self._clock()).total_seconds())) if self._heap else 0.5
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # not wait_for: before 3.12 it may swallow a cancellation
+                    await self._wake.wait()
             return
         for commands, inputs, deadlines in self._portions(due):
             state, facts, messages, answers = self._decide(commands, inputs, deadlines, now)

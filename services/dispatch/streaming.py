@@ -145,7 +145,8 @@ class LiveTail:
             position = max(position, self.last if not news else news[-1].sequence)
             if position >= self.last:
                 try:
-                    await asyncio.wait_for(changed.wait(), KEEPALIVE_S)
+                    async with asyncio.timeout(KEEPALIVE_S):
+                        await changed.wait()
                 except TimeoutError:
                     yield b": %d\n\n" % position
 

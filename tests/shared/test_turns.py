@@ -84,9 +84,9 @@ class Office:
         if lease._keeper:
             lease._keeper.cancel()
         await bus._nc.close()
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        while not task.done():  # the client library's own wait_for may swallow a cancellation
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.5)
 
     async def store(self, bus: Bus, *facts: Envelope) -> int:
         """Facts of others, as they write them."""

@@ -272,6 +272,8 @@ async def test_a_question_reaches_every_instance_and_the_first_answer_counts(con
 
     others = [await connect("dispatch") for _ in range(2)]
     serving = [await other.serve("cmd.*.desk.*", take) for other in others]
+    for other in others:
+        await other._nc.flush()  # the server knows of them now
     assert await bus.request("cmd.420106.desk.accept", b"yes") == b"YES"
     await asyncio.sleep(0.1)
     assert asked == ["cmd.420106.desk.accept"] * 2
@@ -288,7 +290,9 @@ async def test_a_question_that_nobody_answers_ends_at_its_deadline(connect: Conn
     async def silent(request: Request) -> None:
         pass
 
-    await (await connect("dispatch")).serve("cmd.420106.desk.x", silent)
+    other = await connect("dispatch")
+    await other.serve("cmd.420106.desk.x", silent)
+    await other._nc.flush()
     started = asyncio.get_running_loop().time()
     with pytest.raises(UnavailableError) as late:
         await bus.request("cmd.420106.desk.x", b"", timeout_s=0.3)

@@ -104,6 +104,11 @@ class Channels:
         self._free = asyncio.Semaphore(senders)
         logging.getLogger("apprise").disabled = True
 
+    @property
+    def configured(self) -> bool:
+        """Whether any channel is. Where none is, the console stands in for them all: a first start has no bots."""
+        return bool(self._configured)
+
     def find(self, word: str) -> Channel | None:
         """The channel that a contact means, or None where there is no such or a URL's kind is not permitted."""
         scheme, is_url, _ = word.partition("://")

@@ -26,6 +26,8 @@ from shared.turns import Command, Decision, Input, Work
 ATTEMPTS_MAX = 5
 URGENT = 2
 """From this urgency on a message breaks through quiet hours."""
+OVERTAKEN = "overtaken"
+LATE = "late"
 NO_CHANNEL = "none"
 """The channel of a notice that was given up before it reached one."""
 ANY_ITEM = "unknown"
@@ -43,14 +45,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         attempt: which one, counted from 1: a report that comes late or twice changes nothing.
-        result: `late` and `held` cost no attempt.
-        code: why it failed.
+        result: `dropped` and `held` cost no attempt.
+        code: why it failed or was dropped.
         until: the end of the quiet hours that hold it.
     """
 
     notice_id: str
     attempt: int
-    result: Literal["sent", "failed", "late", "held"]
+    result: Literal["sent", "failed", "dropped", "held"]
     channel: str = NO_CHANNEL
     code: str = ""
     until: datetime | None = None
@@ -106,12 +108,10 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
                         urgent = fact.urgency >= URGENT
                         yield _queue(cause, now, member, OFFERED, fact.task_id, fact.item, urgent, fact.until)
         case TaskAccepted(task_id=id, member_id=taker):
-            task = post.task(id)
-            yield from _overtaken(post, task.waiting, now)
-            yield from _tell(post, cause, now, id, (m for m in task.told if m != taker), TAKEN)
+            yield from _tell(post, cause, now, id, (m for m in post.task(id).told if m != taker), TAKEN)
         case TaskExpired(task_id=id, members=members):
             task = post.task(id)
-            yield from _overtaken(post, (one for one in task.waiting if one[0] in members), now)
+            yield from _called_back(post, (one for one in task.waiting if one[0] in members), now)
             yield from _tell(post, cause, now, id, (m for m in task.told if m in members), OVER)
         case TaskUnplaced(task_id=id) as fact:
             task = post.task(id)
@@ -121,7 +121,6 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
                 yield _queue(cause, now, supervisor(post.district), UNPLACED, id, about, urgent, None)
         case TaskClosed(task_id=id, reason=reason):
             task = post.task(id)
-            yield from _overtaken(post, task.waiting, now)
             if reason == "withdrawn":
                 holder = task.holder
                 know = task.told if holder is None or holder in task.told else (*task.told, holder)
@@ -139,11 +138,28 @@ def _tell(
             yield _queue(cause, now, member, template, task_id, task.item or ANY_ITEM, task.urgent, None)
 
 
-def _overtaken(post: Post, waiting: Iterable[tuple[str, str]], now: datetime) -> Iterator[Envelope]:
-    """Offers that ended before they went out: nobody is told of them any more."""
+def _called_back(post: Post, waiting: Iterable[tuple[str, str]], now: datetime) -> Iterator[Envelope]:
+    """Offers that a dispatcher ended before their time and before they went out."""
     for _, id in waiting:
-        if notice := post.notices.get(id):
-            yield _given_up(post, notice, "overtaken", now)
+        if (notice := post.notices.get(id)) and notice.until and notice.until > now:
+            yield _given_up(post, notice, OVERTAKEN, now)
+
+
+def overtaken(post: Post, notice: Notice, now: datetime) -> str | None:
+    """
+    The template that says how an offer ended which this notice is about; None while it holds.
+
+    Only the sender knows whether a message is on its way, so it drops what was overtaken, and what had left by then is reported
+    as sent: then its recipient hears how it ended.
+    """
+    if notice.template != OFFERED:
+        return None
+    task = post.task(notice.task)
+    if task.holder is not None:
+        return TAKEN
+    if task.closed:
+        return WITHDRAWN
+    return OVER if notice.until is not None and notice.until <= now else None
 
 
 def _queue(
@@ -182,23 +198,26 @@ def record(post: Post, outcomes: Iterable[Outcome], now: datetime) -> Decision[P
     for outcome in outcomes:
         notice = post.notices.get(outcome.notice_id)
         if notice is not None and outcome.attempt == notice.attempts + 1:
-            fact = _outcome(post, notice, outcome, now)
-            post = evolve(post, fact)
-            facts.append(fact)
+            for fact in _outcome(post, notice, outcome, now):
+                post = evolve(post, fact)
+                facts.append(fact)
     return Decision(post, facts, answer=len(facts))
 
 
-def _outcome(post: Post, notice: Notice, outcome: Outcome, now: datetime) -> Envelope:
+def _outcome(post: Post, notice: Notice, outcome: Outcome, now: datetime) -> Iterator[Envelope]:
     match outcome.result:
         case "sent":
             sent = NoticeSent(notice_id=notice.id, channel=outcome.channel, attempt=outcome.attempt)
-            return _of(post, notice, sent, now, outcome.attempt)
+            yield _of(post, notice, sent, now, outcome.attempt)
+            ended, task = overtaken(post, notice, now), post.task(notice.task)
+            if ended and notice.recipient != task.holder and notice.recipient not in task.declined:
+                yield _follow_up(post, notice, ended, now)
         case "held":
             assert outcome.until is not None
             held = NoticeHeld(notice_id=notice.id, until=outcome.until)
-            return _of(post, notice, held, now, notice.attempts, outcome.until)
-        case "late":
-            return _given_up(post, notice, "late", now)
+            yield _of(post, notice, held, now, notice.attempts, outcome.until)
+        case "dropped":
+            yield _given_up(post, notice, outcome.code, now)
         case "failed":
             again = outcome.attempt < ATTEMPTS_MAX
             failed = NoticeFailed(
@@ -208,7 +227,23 @@ def _outcome(post: Post, notice: Notice, outcome: Outcome, now: datetime) -> Env
                 code=outcome.code,
                 retry_at=now + backoff(outcome.attempt) if again else None,
             )
-            return _of(post, notice, failed, now, outcome.attempt)
+            yield _of(post, notice, failed, now, outcome.attempt)
+
+
+def _follow_up(post: Post, notice: Notice, template: str, now: datetime) -> Envelope:
+    """The end of an offer, for somebody who was told of it while it ended."""
+    id = derived_id("notice", notice.cause, notice.recipient, template)
+    fact = NoticeQueued(
+        notice_id=id,
+        cause=notice.cause,
+        recipient=notice.recipient,
+        template=template,
+        task_id=notice.task,
+        item=notice.item,
+        area=notice.area,
+        urgent=notice.urgent,
+    )
+    return Envelope(id, post.district, notice.area, now, fact, notice.districts, notice.case, notice.id)
 
 
 def _given_up(post: Post, notice: Notice, code: str, now: datetime) -> Envelope:

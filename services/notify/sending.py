@@ -22,8 +22,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from services.notify.channels import Channel, Channels
 from services.notify.contacts import CONSOLE, Contact, Contacts, quiet_until
-from services.notify.decide import NO_CHANNEL, Outcome, Report
-from services.notify.model import Notice, Post
+from services.notify.decide import LATE, NO_CHANNEL, OVERTAKEN, Outcome, Report, overtaken
+from services.notify.model import OVER, Notice, Post
 from services.notify.wording import Wording
 from shared.auth import EVERYWHERE, Caller
 from shared.errors import BusError, FencedError
@@ -188,7 +188,7 @@ class Sender:
         if not parcel:
             return
         word = contact.channel(parcel[0].attempts + 1)
-        if word == CONSOLE:
+        if word == CONSOLE or ("://" not in word and not self._channels.configured):
             self._log_message(parcel)
             self._done(parcel, CONSOLE, None)
         elif channel := self._channels.find(word):
@@ -202,8 +202,9 @@ class Sender:
         """Those that need not wait for the end of quiet hours and are not too late; the others get their outcome."""
         go = []
         for notice in parcel:
-            if notice.until is not None and notice.until <= now:
-                self._outcomes.append(Outcome(notice.id, notice.attempts + 1, "late"))
+            if ended := overtaken(post, notice, now):
+                why = LATE if ended == OVER else OVERTAKEN
+                self._outcomes.append(Outcome(notice.id, notice.attempts + 1, "dropped", code=why))
                 continue
             quiet = None if notice.urgent else contact.quiet or post.register.policy(self._district).quiet
             ends = quiet_until(quiet, post.register.zone(self._district), now) if quiet else None

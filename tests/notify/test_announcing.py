@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from services.notify import model
-from services.notify.decide import supervisor
-from shared.facts import NoticeFailed, NoticeQueued
+from services.notify.decide import overtaken, supervisor
+from shared.facts import NoticeQueued
 from shared.ids import derived_id
 from shared.turns import WORK_MAX
 from tests.notify.examples import (
     AREA,
     LI,
+    NOON,
     REQUEST,
     TASK,
     WANG,
@@ -24,6 +25,8 @@ from tests.notify.examples import (
     given,
     offered,
     refold,
+    report,
+    sent,
     told,
     unplaced,
     when,
@@ -68,9 +71,17 @@ def test_who_said_no_need_not_hear_that_it_is_taken() -> None:
 def test_who_was_never_told_of_an_offer_does_not_hear_that_it_is_taken() -> None:
     waiting, _ = when(given(), offered(LI, WANG))
     after, facts = when(waiting, accepted(LI))
-    assert told(facts) == []
-    assert [fact.fact.code for fact in facts if isinstance(fact.fact, NoticeFailed)] == ["overtaken", "overtaken"]
-    assert not after.notices
+    assert facts == []
+    assert {overtaken(after, notice, NOON) for notice in after.notices.values()} == {"taken"}  # for the sender to drop
+
+
+def test_what_was_on_its_way_when_the_offer_ended_counts_as_sent_and_its_recipient_hears_the_end() -> None:
+    waiting, _ = when(given(), offered(LI, WANG))
+    after, _ = when(waiting, accepted(LI))
+    ids = {notice.recipient: notice.id for notice in after.notices.values()}
+    _, facts = report(after, sent(ids[LI]), sent(ids[WANG]))
+    assert [fact.fact.name for fact in facts] == ["notice.sent", "notice.sent", "notice.queued"]
+    assert told(facts) == [(WANG, "taken")]
 
 
 def test_nobody_hears_twice_that_it_is_over() -> None:

@@ -52,10 +52,11 @@ def test_a_report_of_an_earlier_attempt_changes_nothing() -> None:
     assert report(after, failed(only(post).id, attempt=1)) == (after, [])
 
 
-def test_a_report_of_something_overtaken_meanwhile_changes_nothing() -> None:
+def test_an_offer_that_was_overtaken_before_it_went_out_is_given_up() -> None:
     post, _ = when(given(), offered(LI))
-    after, _ = when(post, accepted(LI))
-    assert report(after, sent(only(post).id)) == (after, [])
+    after, _ = when(post, accepted(WANG))
+    _, (fact,) = report(after, Outcome(only(post).id, 1, "dropped", code="overtaken"))
+    assert fact.fact == NoticeFailed(notice_id=only(post).id, channel="none", attempt=0, code="overtaken")
 
 
 def test_a_failure_is_tried_again_with_growing_delay_and_given_up_in_the_end() -> None:
@@ -79,7 +80,7 @@ def test_the_delay_doubles_from_a_second_and_stays_at_five_minutes() -> None:
 
 def test_a_late_offer_is_given_up_without_an_attempt() -> None:
     post, _ = when(given(), offered(LI))
-    after, (fact,) = report(post, Outcome(only(post).id, 1, "late"))
+    after, (fact,) = report(post, Outcome(only(post).id, 1, "dropped", code="late"))
     assert fact.fact == NoticeFailed(notice_id=only(post).id, channel="none", attempt=0, code="late")
     assert not after.notices
 

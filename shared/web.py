@@ -117,7 +117,9 @@ def create_app(
     @app.exception_handler(Exception)
     async def bug(request: Request, why: Exception) -> Response:
         incident = new_id()
-        logger().error("request_failed", incident=incident, path=request.url.path, exc_info=why)
+        logger().error(
+            "request_failed", incident=incident, route=getattr(request.scope.get("route"), "path", ""), exc_info=why
+        )
         return answer(RefusedError("internal", id=incident))
 
     return app

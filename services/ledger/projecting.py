@@ -74,7 +74,8 @@ class Projector:
                 if not (quiet := not self._handed):
                     continue
                 try:
-                    await asyncio.wait_for(self._wake.wait(), 0.5)
+                    async with asyncio.timeout(0.5):
+                        await self._wake.wait()
                     quiet = False
                 except TimeoutError:
                     pass  # nothing was handed over: perhaps another instance writes

@@ -115,7 +115,8 @@ class Sender:
                     self._ready.clear()
                     wait_s = AGAIN_S
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
         await self._drain()
 
     async def _round(self) -> float:

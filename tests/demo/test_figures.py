@@ -50,13 +50,11 @@ def test_what_the_demo_did_and_the_ledger_lacks_is_said() -> None:
     assert "r-1" in line
 
 
-def test_a_message_that_was_received_and_not_sent_is_said_unless_it_was_overtaken() -> None:
+def test_a_message_that_was_received_and_not_sent_or_sent_and_not_received_is_said() -> None:
     sent = leaf(1, "notice.sent", channel="mail", notice_id="n-1", attempt=1)
-    overtaken = leaf(2, "notice.failed", channel="none", notice_id="n-2", attempt=0, code="overtaken")
     assert compare(folded(sent), Diary(), Counter(mail=1)) == []
-    assert compare(folded(sent, overtaken), Diary(), Counter(mail=2)) == []
     assert len(compare(folded(sent), Diary(), Counter(mail=2))) == 1
-    assert len(compare(folded(sent, overtaken), Diary(), Counter(mail=0))) == 1
+    assert len(compare(folded(sent), Diary(), Counter(mail=0))) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ CONTENT_TYPE = "application/cloudevents+json"
 DATA_BYTES_MAX = 24 * 1024
 EVENT_BYTES_MAX = DATA_BYTES_MAX + 1024
 ID_CHARS_MAX = 200
+ATTRIBUTE_CHARS_MAX = 500
+"""Attributes are copied into what follows from a fact: a few large ones would make the consequences larger than facts may be."""
 OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 
 _PLACE = re.compile(r"[0-9]{6}\.[a-z]+\.(?:-|[a-z0-9][a-z0-9-]{0,31})")
@@ -148,7 +150,9 @@ def opened(subject: str, event: Any) -> Envelope:
         raise MalformedError("schema", f"envelope: {why}"[:300]) from None
     if (
         envelope.time.tzinfo is None
-        or not all(type(value) is str for name, value in event.items() if name != "data")
+        or not all(
+            type(value) is str and len(value) <= ATTRIBUTE_CHARS_MAX for name, value in event.items() if name != "data"
+        )
         or not 0 < len(envelope.id) <= ID_CHARS_MAX
         or (envelope.case is not None and len(envelope.case) > ID_CHARS_MAX)
         or _DISTRICTS.fullmatch(envelope.districts) is None

@@ -36,14 +36,12 @@ class Event(NamedTuple):
         """From what the bus delivered; None for what is no fact."""
         try:
             _, district, _, area, entity, fact, *_ = delivery.subject.split(".", 6)
-            event = orjson.loads(delivery.data)
-            districts = tuple(event["districts"].split(","))
+            districts = tuple(orjson.loads(delivery.data)["districts"].split(","))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        data = delivery.data
-        if b"\n" in data or b"\r" in data:  # a line break would end the event's data
-            data = orjson.dumps(event)
-        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, data)
+        if b"\n" in delivery.data or b"\r" in delivery.data:
+            return None  # not canonical, so no fact; and a line break would end the event's data
+        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, delivery.data)
 
     def lines(self) -> bytes:
         """As server-sent event; its id is the stream's sequence."""

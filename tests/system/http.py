@@ -23,12 +23,17 @@ class BrokenError(Exception):
 class Http:
     """Connections that are kept open, as many as there are calls at a time."""
 
-    def __init__(self, timeout_s: float = 13) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self) -> None:
         self._idle: dict[str, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(list)
 
     async def request(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None, params: dict[str, object]
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        params: dict[str, object],
+        timeout_s: float,
     ) -> Response:
         """One call. Raises BrokenError."""
         parts = urlsplit(url)
@@ -36,7 +41,7 @@ class Http:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body or b'')}"]
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "\r\n"])
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await self._call(parts.netloc, head.encode() + (body or b""))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as why:
             raise BrokenError(f"{method} {url}: {type(why).__name__}") from None

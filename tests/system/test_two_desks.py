@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -40,28 +40,30 @@ async def takeover_s(bus: Bus, since: float, before: str) -> float:
     return time.monotonic() - since
 
 
-async def one_leader(system: System) -> list[float]:
+async def number(system: System, instance: int, name: str) -> float:
+    """One of a desk's figures; 0 where it has none yet."""
+    answer = await system.call("GET", "dispatch", "/metrics", instance=instance)
+    line = f'{name}{{district="{DISTRICT}",service="dispatch"}} '
+    return next((float(one.removeprefix(line)) for one in answer.document.splitlines() if one.startswith(line)), 0.0)
+
+
+async def leading(system: System) -> list[float]:
     """What each desk says about whether it leads the district."""
-    leading = []
-    for instance in (1, 2):
-        answer = await system.call("GET", "dispatch", "/metrics", instance=instance)
-        name = f'paidan_leading{{district="{DISTRICT}",service="dispatch"}} '
-        leading += [float(line.removeprefix(name)) for line in answer.document.splitlines() if line.startswith(name)]
-    return leading
+    return [await number(system, instance, "paidan_leading") for instance in (1, 2)]
 
 
 async def test_one_of_two_leads(system: System) -> None:
     async with asyncio.timeout(20):
-        while sorted(await one_leader(system)) != [0.0, 1.0]:  # both are up and have heard of the district
+        while sorted(await leading(system)) != [0.0, 1.0]:  # both are up and have heard of the district
             await asyncio.sleep(0.05)
     asked = await system.submit(fresh_key())
     assert asked
     await finish(system, asked["id"])
-    assert sorted(await one_leader(system)) == [0.0, 1.0]
+    assert sorted(await leading(system)) == [0.0, 1.0]
 
 
 async def test_when_the_leader_is_killed_the_other_decides_within_five_seconds(
-    system: System, record_property: pytest.RecordProperty
+    system: System, record_property: Callable[[str, object], None]
 ) -> None:
     bus = await system.stack.connect("admin")
     await system.stack.wait_until_ready()
@@ -79,7 +81,7 @@ async def test_when_the_leader_is_killed_the_other_decides_within_five_seconds(
 
 
 async def test_a_leader_that_freezes_past_its_lease_steps_down_when_it_wakes(
-    system: System, record_property: pytest.RecordProperty
+    system: System, record_property: Callable[[str, object], None]
 ) -> None:
     bus = await system.stack.connect("admin")
     await system.stack.wait_until_ready()
@@ -97,7 +99,7 @@ async def test_a_leader_that_freezes_past_its_lease_steps_down_when_it_wakes(
     yes = await system.command("accept", task["id"], fresh_key(), member=task["offered"][0])
     assert yes
     async with asyncio.timeout(20):
-        while (await one_leader(system))[leads - 1] != 0.0:
+        while (await leading(system))[leads - 1] != 0.0:
             await asyncio.sleep(0.05)
     assert (await marker(bus))["by"] != f"dispatch-{leads}"
     await bus.drain()
@@ -139,7 +141,7 @@ async def test_what_a_leader_that_lost_its_lease_still_wants_to_store_is_refused
         while not refused():
             await asyncio.sleep(0.02)
     async with asyncio.timeout(20):
-        while not await fenced(system, leads):
+        while not await number(system, leads, "paidan_turn_fenced_total"):
             await asyncio.sleep(0.05)
     assert (await marker(bus))["by"] == before["by"]
     stale = refused()[0][1]
@@ -153,13 +155,6 @@ async def test_what_a_leader_that_lost_its_lease_still_wants_to_store_is_refused
     await until(
         system, "/v1/tasks", lambda said: not said["tasks"] or said["tasks"][0]["id"] != task["id"], status="done"
     )
-
-
-async def fenced(system: System, instance: int) -> bool:
-    """Whether this desk has noticed that another one has written."""
-    answer = await system.call("GET", "dispatch", "/metrics", instance=instance)
-    name = f'paidan_turn_fenced_total{{district="{DISTRICT}",service="dispatch"}} '
-    return any(float(line.removeprefix(name)) >= 1 for line in answer.document.splitlines() if line.startswith(name))
 
 
 async def test_and_the_whole_history_holds(system: System) -> None:

@@ -248,7 +248,8 @@ class System:
             headers["Content-Type"] = "application/json"
         urls = self.stack.all_urls[service]
         url = urls[((instance or 1) - 1) % len(urls)]
-        response = await self.http.request(method, url + path, headers, content, params)
+        timeout_s = 3 if method == "GET" else 13  # an instance that is frozen should not hold up who only looks
+        response = await self.http.request(method, url + path, headers, content, params, timeout_s)
         try:
             said: Any = orjson.loads(response.body)
         except orjson.JSONDecodeError:
@@ -555,16 +556,17 @@ class System:
         while True:
             state = await bus.state()
             records = await read_stream(bus, state.last)
-            header, leaves = await self._replay()
+            header, leaves = await self.replay()
             covered = orjson.loads(leaves[-1][1])["src"]["seq"] if leaves else 0
             if covered == state.last and (await bus.state()).last == state.last:
                 return records, state.created, leaves, header["log"]
             await asyncio.sleep(0.3)
 
-    async def _replay(self) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+    async def replay(self) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+        """The whole ledger: the header of its replay, and every leaf."""
         url = f"{self.stack.urls['ledger']}/v1/events"
         headers = {"Authorization": f"Bearer {self.token('auditor', district='*')}"}
-        response = await self.http.request("GET", url, headers, None, {"kinds": "all"})
+        response = await self.http.request("GET", url, headers, None, {"kinds": "all"}, 30)
         assert response.status == 200, response.body
         header, *lines, trailer = response.body.splitlines()
         said = orjson.loads(trailer)

@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from shared import telemetry
 from tests.bench.harness import REPORT, Benchmark, Row, Workshop, write_report
 
 BENCHMARKS = ("pipe", "intake", "latency", "commit", "recovery", "memory")
@@ -29,6 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    telemetry.configure("bench", "1", format="console", level="error")  # standard output is for the report
     names = [name for name in BENCHMARKS if name in options.names or not options.names]
     rows = uvloop.run(_run(names, quick=options.quick))
     write_report(rows, options.report)

@@ -55,7 +55,7 @@ class Past:
     Attributes:
         facts: of dispatch, without markers.
         marker: the last marker's sequence.
-        position: the last input that was decided on.
+        position: the last of the register, with which the stream begins.
         snapshot: how many messages lie before the snapshot; 0 where there is none.
         small, large: turns that follow from here, in this order, and have not been committed: of one task each, and of
             about 750 facts.
@@ -153,6 +153,7 @@ def turns(created: str, position: int, until_facts: int, snapshot_at: int, small
         messages.append(Message(MARKER, envelope.encode()))
         state = evolve(state, envelope)
         marker += len(messages)
+        position = marker  # as if the last request had come just before: a recovery reads on from there
         snapshot = None
         if stored < snapshot_at <= stored + len(facts):
             fold: Fold[Desk] = Fold(RULES, DISTRICT, created)

@@ -37,6 +37,7 @@ class Lease:
         self._until = 0.0
         self._keeper: asyncio.Task[None] | None = None
         self._answering: Subscription | None = None
+        self._renewing = asyncio.Lock()
         self.epoch = 0
 
     @property
@@ -73,6 +74,20 @@ class Lease:
         self._keeper = asyncio.create_task(self._keep())
         return True
 
+    async def confirm(self) -> bool:
+        """
+        Whether it is ours in truth, and not by our own clock alone: while the bus was away a standby may have taken it.
+
+        Raises:
+            UnavailableError: the bus does not say.
+        """
+        try:
+            await self._renew()
+        except ConflictError:
+            self._until = 0.0
+            return False
+        return True
+
     async def release(self) -> None:
         """Let the next one have it at once."""
         if self._keeper:
@@ -103,12 +118,16 @@ class Lease:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            started = time.monotonic()
             try:
-                self.epoch = await self._write(expect=self.epoch)
-                self._until = started + HELD_S
+                await self._renew()
             except ConflictError:
                 self._until = 0.0
                 return
             except BusError:
                 continue
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            started = time.monotonic()
+            self.epoch = await self._write(expect=self.epoch)
+            self._until = started + HELD_S

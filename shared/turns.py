@@ -467,6 +467,9 @@ class Turns(Generic[S]):
         """
         await self._same_stream(fold)
         last = await self._bus.last(self._rules.marker_subject(self._district))
+        # Asked after the marker was read: whoever wrote it held the lease before us, so epochs never go back.
+        if not self._blind and not await self._lease.confirm():
+            raise FencedError("somebody else has taken the lease")
         target = last.sequence if last else 0
         while fold.folded < target:
             if not self._may_lead():

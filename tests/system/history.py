@@ -232,9 +232,12 @@ def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
             for one in batch[:-1]:
                 inner = by_sequence.get(one.sequence)
                 cause = of_id.get(inner.event.get("causationid", "")) if inner else None
-                decided = inner is not None and inner.name in ("task.opened", "notice.queued")
-                if decided and cause is not None and not position < cause <= at:
-                    say("input out of turn", f"{name}: {cause} led to {one.sequence}, outside ({position}, {at}]")
+                if inner is None or cause is None or inner.name not in ("task.opened", "notice.queued"):
+                    continue
+                # A task is opened in the turn that takes its request in; a notice may also wait for its sender's report.
+                since = position if inner.name == "task.opened" else 0
+                if not since < cause <= at:
+                    say("input out of turn", f"{name}: {cause} led to {one.sequence}, outside ({since}, {at}]")
             fence, position, epoch, batch = record.sequence, at, data["epoch"], []
         if batch:
             say("batch torn", f"{name}: {len(batch)} facts from {batch[0].sequence} on without a marker")

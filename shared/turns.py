@@ -552,10 +552,12 @@ class Turns(Generic[S]):
         """What one turn takes, and half of it again and again where that was too much for one batch."""
         n = self._limit
         while n:
-            taken = min(n, len(self._commands))
-            commands = [self._commands[i] for i in range(taken)]
-            inputs = [self._inputs[i] for i in range(min(n - taken, len(self._inputs)))]
-            deadlines = due[: n - taken - len(inputs)]
+            # Nobody starves: half for commands where something else waits, and a quarter for deadlines where inputs wait too.
+            asked = min(len(self._commands), (n + 1) // 2 if self._inputs or due else n)
+            taken = min(len(self._inputs), n - asked - (n // 4 if due else 0))
+            commands = [self._commands[i] for i in range(asked)]
+            inputs = [self._inputs[i] for i in range(taken)]
+            deadlines = due[: n - asked - taken]
             yield commands, inputs, deadlines
             n = (len(commands) + len(inputs) + len(deadlines)) // 2
 

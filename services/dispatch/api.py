@@ -270,7 +270,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
             result = "enrolled" if known is None else "unchanged" if unchanged(desk, fact) else "changed"
             reports.append(importing.Report(number, row.id, result))  # type: ignore[arg-type]
             if not dry_run:
-                await bus.put(f"$KV.CONTACTS.{row.id}", row.contact())
+                await bus.put(f"$KV.CONTACTS.{of}.{row.id}", row.contact())
             if result != "unchanged":
                 fresh.append(plain(fact) | {"duty": [plain(duty) for duty in fact.duty]})
         if not dry_run:

@@ -57,7 +57,7 @@ class Draft:
         """One more fact."""
         entity = getattr(fact, fact.key)
         envelope = Envelope(
-            derived_id(self._cause, fact.name, entity, len(self.facts)),
+            derived_id(self.desk.district, self._cause, fact.name, entity, len(self.facts)),
             self.desk.district,
             area,
             self._now,

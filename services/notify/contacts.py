@@ -63,28 +63,29 @@ class Contacts:
     def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
         self._clock = clock
-        self._known: dict[str, tuple[float, Contact]] = {}
+        self._known: dict[tuple[str, str], tuple[float, Contact]] = {}
 
-    async def look_up(self, members: Iterable[str]) -> None:
+    async def look_up(self, district: str, members: Iterable[str]) -> None:
         """
-        See that `known` can tell of these.
+        See that `known` can tell of these, as their office has entered them.
 
         Raises:
             BusError: not all could be looked up.
         """
         now = self._clock()
-        missing = [m for m in set(members) if (known := self._known.get(m)) is None or known[0] <= now]
+        missing = [m for m in set(members) if (known := self._known.get((district, m))) is None or known[0] <= now]
         for start in range(0, len(missing), LOOKUPS_MAX):
             some = missing[start : start + LOOKUPS_MAX]
-            found = await asyncio.gather(*(self._bus.last(f"$KV.CONTACTS.{m}", stream=BUCKET) for m in some))
+            asked = (self._bus.last(f"$KV.CONTACTS.{district}.{m}", stream=BUCKET) for m in some)
+            found = await asyncio.gather(*asked)
             for member, stored in zip(some, found, strict=True):
-                self._known[member] = (now + FRESH_S, _contact(member, stored))
+                self._known[district, member] = (now + FRESH_S, _contact(member, stored))
         if len(self._known) > 100_000:
             self._known = {m: known for m, known in self._known.items() if known[0] > now}
 
-    def known(self, member: str) -> Contact:
+    def known(self, district: str, member: str) -> Contact:
         """The contact of a member who has been looked up; `NOBODY` for one who has none."""
-        known = self._known.get(member)
+        known = self._known.get((district, member))
         return known[1] if known else NOBODY
 
 

@@ -168,7 +168,7 @@ class Sender:
                 parcels.append([notice])
             last = (at, recipient)
         try:
-            await self._contacts.look_up(parcel[0].recipient for parcel in parcels)
+            await self._contacts.look_up(self._district, [parcel[0].recipient for parcel in parcels])
         except BusError:
             later = now + timedelta(seconds=WAIT_S)
             for parcel in parcels:
@@ -184,7 +184,7 @@ class Sender:
         """Into the log, into a channel's hands, or straight to an outcome."""
         if not parcel:
             return
-        contact = self._contacts.known(parcel[0].recipient)
+        contact = self._contacts.known(self._district, parcel[0].recipient)
         parcel = self._may_go(post, parcel, contact, now)
         if not parcel:
             return
@@ -233,7 +233,7 @@ class Sender:
                 contact = None
                 parcel = [notice for notice in waiting if notice is not None]
                 if parcel:  # it may have waited for long
-                    contact = self._contacts.known(parcel[0].recipient)
+                    contact = self._contacts.known(self._district, parcel[0].recipient)
                     parcel = self._may_go(post, parcel, contact, now)
                 if not parcel or contact is None:
                     heapq.heappop(ready)

@@ -203,7 +203,7 @@ async def imports(service: Service, content: str, **query: Any) -> Any:
 
 async def contact(service: Service, member: str) -> Any:
     """What CONTACTS holds."""
-    found = await service.bus.last(f"$KV.CONTACTS.{member}", stream="KV_CONTACTS")
+    found = await service.bus.last(f"$KV.CONTACTS.{WUCHANG}.{member}", stream="KV_CONTACTS")
     return json.loads(found.data) if found else None
 
 

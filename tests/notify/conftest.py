@@ -148,7 +148,7 @@ class Ground:
     async def contact(self, member: str, **how: Any) -> None:
         """How a member is reached."""
         value = {"name": "李小明", "phone": "13900000000", "language": "zh-CN", "quiet": None, "channels": ["console"]}
-        await self.admin.put(f"$KV.CONTACTS.{member}", json.dumps({**value, **how}).encode())
+        await self.admin.put(f"$KV.CONTACTS.{WUCHANG}.{member}", json.dumps({**value, **how}).encode())
 
     async def notify(
         self,

@@ -213,7 +213,7 @@ async def test_a_district_is_served_once_the_register_names_it(ground: Ground) -
 
 
 async def test_a_contact_nobody_can_read_is_no_obstacle(ground: Ground) -> None:
-    await ground.admin.put(f"$KV.CONTACTS.{LI}", b"{not json")
+    await ground.admin.put(f"$KV.CONTACTS.{WUCHANG}.{LI}", b"{not json")
     await ground.contact(WANG, channels=[])
     await ground.notify()
     await ground.publish(offered(LI, WANG, until=soon()))

@@ -109,11 +109,13 @@ class Office:
         raise AssertionError("nobody answers")
 
     async def decided(self, sequence: int, within_s: float = 10) -> None:
-        """Wait until a committed position has reached this sequence."""
+        """Wait until a committed position has reached this sequence, and the leader knows of it too."""
 
         async def there() -> bool:
             with suppress(UnavailableError):
-                return (await self.position()) >= sequence
+                if (last := await self.bus.last(MARKER)) and (await self.position()) >= sequence:
+                    leaders = [one for one, _, _ in self.running.values() if one.leading and not one._blind]
+                    return all(one._fold is not None and one._fold.folded >= last.sequence for one in leaders)
             return False
 
         await holds(there, within_s)

@@ -111,8 +111,10 @@ class Bus:
         bus = cls()
 
         async def on_error(why: Exception) -> None:
-            # A permission violation arrives only here: the configuration is wrong and readiness says so.
-            if "permissions violation" in str(why).lower():
+            # A permission violation arrives only here: the configuration is wrong and readiness says so. Not so for an
+            # answer: the right to give it ends with the connection that brought the question.
+            said = str(why).lower()
+            if "permissions violation" in said and 'publish to "_inbox_' not in said:
                 bus.refused = str(why)
 
         async def on_closed() -> None:

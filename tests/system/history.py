@@ -191,7 +191,7 @@ def check_submissions(history: History, facts: Sequence[Fact], say: Say) -> None
 def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
     """Batches are whole, their fences make one chain, positions and epochs never go back, and inputs are decided on in order."""
     by_sequence = {fact.sequence: fact for fact in facts}
-    of_id = {fact.event["id"]: fact.sequence for fact in facts}
+    written = {fact.event["id"]: (fact.service, fact.sequence) for fact in facts}
     writers: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in history.records:
         _, district, service, *_ = record.subject.split(".")
@@ -199,6 +199,7 @@ def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
             writers[district, service].append(record)
     for (district, service), records in writers.items():
         name = f"{service} {district}"
+        of_id = {id: sequence for id, (by, sequence) in written.items() if by != service}
         marker = f"evt.{district}.{service}.-.turn.committed"
         fence, position, epoch, batch = 0, 0, 0, list[Record]()
         for record in records:
@@ -231,13 +232,13 @@ def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
                 say("epoch went back", f"{name} at {record.sequence}: {data['epoch']} after {epoch}")
             for one in batch[:-1]:
                 inner = by_sequence.get(one.sequence)
-                cause = of_id.get(inner.event.get("causationid", "")) if inner else None
+                cause = (
+                    of_id.get(inner.event.get("causationid", "")) if inner else None
+                )  # None: a command's, or its own
                 if inner is None or cause is None or inner.name not in ("task.opened", "notice.queued"):
                     continue
-                # A task is opened in the turn that takes its request in; a notice may also wait for its sender's report.
-                since = position if inner.name == "task.opened" else 0
-                if not since < cause <= at:
-                    say("input out of turn", f"{name}: {cause} led to {one.sequence}, outside ({since}, {at}]")
+                if not position < cause <= at:
+                    say("input out of turn", f"{name}: {cause} led to {one.sequence}, outside ({position}, {at}]")
             fence, position, epoch, batch = record.sequence, at, data["epoch"], []
         if batch:
             say("batch torn", f"{name}: {len(batch)} facts from {batch[0].sequence} on without a marker")

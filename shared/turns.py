@@ -529,7 +529,7 @@ class Turns(Generic[S]):
             self._moved += len(inputs)
         if facts:
             marker = await self._commit(messages, now)
-            self._limit = min(WORK_MAX, self._limit + 16)
+            self._limit = self._fitting(len(commands) + len(inputs) + len(deadlines), len(facts))
             self._committed(fold, state, facts, marker)
         else:
             if commands:
@@ -545,6 +545,12 @@ class Turns(Generic[S]):
                 asked.answer.set_result(answer | {"position": self._fence} if known else answer)
         if not facts:
             await self._quiet_marker(fold)
+
+    def _fitting(self, work: int, facts: int) -> int:
+        """How much work fits the next batch, judged by this one, so that few turns have to be decided twice."""
+        if facts < FACTS_MAX // 4:
+            return min(WORK_MAX, 2 * self._limit)
+        return max(1, min(WORK_MAX, work * FACTS_MAX * 19 // (20 * facts)))
 
     def _portions(
         self, due: list[tuple[datetime, str]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import orjson
@@ -19,6 +20,8 @@ SUBJECTS = "evt.>"
 PRIVATE = ("match.", "turn.", "notice.", "member.")
 """What never reaches another office, even for a task that both see."""
 KEEPALIVE_S = 15.0
+LINGER_S = 30.0
+"""How long the tail is followed after the last client has gone: most come back."""
 
 
 class Event(NamedTuple):
@@ -78,39 +81,64 @@ class Wanted(NamedTuple):
 
 
 class LiveTail:
-    """The newest facts, kept for everybody who watches; each client walks along it at its own pace."""
+    """
+    The newest facts, kept for everybody who watches; each client walks along them at its own pace.
+
+    Followed only while somebody watches, and a little longer: an office without a staff app pays nothing for it.
+    """
 
     def __init__(self, bus: Bus, *, events: int) -> None:
         self._bus = bus
-        self._events: deque[Event] = deque(maxlen=events)
+        self._kept = events
+        self._events: list[Event] = []
+        self._sequences: list[int] = []  # of the events, to find a client's place
         self._changed = asyncio.Event()
         self._began = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._watching = 0
         self._floor = 0
         self.last = 0
 
     async def run(self, until: asyncio.Event) -> None:
-        """Follow the stream."""
+        """Follow the stream whenever somebody watches."""
         while not until.is_set():
-            try:
-                self._floor = self.last = (await self._bus.state()).last
-                break
-            except BusError:
-                await asyncio.sleep(0.5)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await self._asked.wait()
+            if self._asked.is_set() and not until.is_set():
+                await self._follow(until)
+        self._ring()
+
+    async def _follow(self, until: asyncio.Event) -> None:
+        """From now on, until nobody has watched for a while."""
+        try:
+            self._floor = self.last = (await self._bus.state()).last
+        except BusError:
+            await asyncio.sleep(0.5)
+            return
         self._began.set()
         reader = self._bus.reader((SUBJECTS,), after=self.last)
+        watched = time.monotonic()
         try:
-            while not until.is_set():
+            while not until.is_set() and time.monotonic() - watched < LINGER_S:
                 deliveries = await reader.wait(0.5)
                 for delivery in deliveries:
-                    if len(self._events) == self._events.maxlen:
-                        self._floor = self._events[0].sequence
                     if event := Event.of(delivery):
                         self._events.append(event)
+                        self._sequences.append(event.sequence)
                     self.last = delivery.sequence
+                if len(self._events) > 2 * self._kept:
+                    self._floor = self._sequences[-self._kept - 1]
+                    del self._events[: -self._kept], self._sequences[: -self._kept]
                 if deliveries:
                     self._ring()
+                if self._watching:
+                    watched = time.monotonic()
         finally:
-            self._ring()
+            self._began.clear()
+            self._asked.clear()
+            self._events.clear()
+            self._sequences.clear()
             await reader.close()
 
     def _ring(self) -> None:
@@ -119,34 +147,34 @@ class LiveTail:
 
     async def watch(self, wanted: Wanted, after: int | None, until: asyncio.Event) -> AsyncIterator[bytes]:
         """
-        Server-sent events from a sequence on, without loss or repeat; comments keep the connection alive.
-
-        Raises:
-            RefusedError: `bad_cursor` where `after` lies beyond the end of the stream.
+        Server-sent events from a sequence on (None: from now), without loss or repeat; comments keep the connection alive.
         """
-        await self._began.wait()
-        position = self.last if after is None else after
-        yield b": paidan %d\n\n" % position
-        while not until.is_set():
-            if position < self._floor:
-                async for sequence, event in self._catch_up(position, until):
-                    position = sequence
-                    if event and wanted.shows(event):
+        self._watching += 1
+        try:
+            self._asked.set()
+            await self._began.wait()
+            position = self.last if after is None else after
+            yield b": paidan %d\n\n" % position
+            while not until.is_set():
+                if position < self._floor:
+                    async for sequence, event in self._catch_up(position, until):
+                        position = sequence
+                        if event and wanted.shows(event):
+                            yield event.lines()
+                    continue  # the tail has moved on meanwhile: look again before trusting it
+                changed, last = self._changed, self.last
+                for event in self._events[bisect_right(self._sequences, position) :]:
+                    if wanted.shows(event):
                         yield event.lines()
-                continue  # the tail has moved on meanwhile: look again before trusting it
-            changed = self._changed
-            events = list(self._events)
-            news = events[bisect_right(events, position, key=lambda event: event.sequence) :]
-            for event in news:
-                if wanted.shows(event):
-                    yield event.lines()
-            position = max(position, self.last if not news else news[-1].sequence)
-            if position >= self.last:
-                try:
-                    async with asyncio.timeout(KEEPALIVE_S):
-                        await changed.wait()
-                except TimeoutError:
-                    yield b": %d\n\n" % position
+                position = max(position, last)
+                if position >= self.last:
+                    try:
+                        async with asyncio.timeout(KEEPALIVE_S):
+                            await changed.wait()
+                    except TimeoutError:
+                        yield b": %d\n\n" % position
+        finally:
+            self._watching -= 1
 
     async def _catch_up(self, after: int, until: asyncio.Event) -> AsyncIterator[tuple[int, Event | None]]:
         """What came after a sequence that the tail no longer holds, until the tail does."""

@@ -4,8 +4,7 @@ The bare limit: the same consumers, messages, documents and acknowledged writes 
 `python -m tests.bench.bare ROLE FILE` plays one process; FILE holds where the servers are and real messages of a run of ours,
 which are sent again with another request's id in front, so that sizes, and what compression makes of them, are as real.
 
-    desk     reads requests, commits three messages for each in batches of up to 999 and a marker, fenced on the marker;
-             beside it reads everything (as the live stream of staff apps does)
+    desk     reads requests, commits three messages for each in batches of up to 999 and a marker, fenced on the marker
     post     reads offers, commits two messages for each in the same way
     ledger   reads everything, inserts one document for each message (majority, journaled) with the ledger's indexes,
              and writes each request's document again per batch that moves it
@@ -180,8 +179,7 @@ async def relay(nc: Client, pull: Pull, outputs: Sequence[Sample], marker: Sampl
 async def play_desk(play: Play) -> None:
     """dispatch, without a thought."""
     nc = await bare_connection(play.nats_url, play.seeds["dispatch"], "dispatch")
-    tail, pull = Pull(nc, "evt.>", keep=False), Pull(nc, play.request_subject)
-    await tail.open()
+    pull = Pull(nc, play.request_subject)
     await pull.open()
     await relay(nc, pull, play.desk, play.markers["desk"], id_in_subject=True)
 

@@ -291,7 +291,7 @@ def _case(play: Play, id: str, position: int) -> dict[str, Any]:
 
 
 ROLES = {"desk": play_desk, "post": play_post, "ledger": play_ledger, "intake": play_intake}
-CONSUMERS = {"desk": 2, "post": 1, "ledger": 1, "intake": 1}
+CONSUMERS = {"desk": 1, "post": 1, "ledger": 1, "intake": 1}
 
 
 def main() -> None:

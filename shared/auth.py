@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ AUDIENCE = "paidan"
 ALGORITHMS = ["EdDSA", "ES256", "RS256"]
 """Asymmetric only: nobody who can check a token can make one."""
 EVERYWHERE = "*"
+PSEUDONYM = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9-]{0,63}")
+DISTRICTS = re.compile(r"\*|(?!000000)\d{6}", re.ASCII)
 ROLES = ("clerk", "member", "dispatcher", "supervisor", "auditor", "admin")
 
 
@@ -25,14 +28,17 @@ class Caller:
     Somebody with a valid token.
 
     Attributes:
-        id: the token's subject, a pseudonym (`m-17`, `staff-4`).
+        id: the token's subject, a pseudonym (`m-17`, `staff-4`): it goes into facts, so a name, a mail address or a phone number
+            is not accepted.
         district: a code, or `*` for all.
         roles: some of `ROLES`.
+        expires: when the token ends, seconds since 1970.
     """
 
     id: str
     district: str
     roles: frozenset[str]
+    expires: float = field(default=float("inf"), compare=False)
 
     def of(self, district: str) -> bool:
         """Whether this district is theirs."""
@@ -64,7 +70,7 @@ class Doorkeeper:
     def __init__(self, jwks: dict[str, Any], *, issuer: str | None = "paidan") -> None:
         self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(jwks).keys} if jwks.get("keys") else {}
         self._issuer = issuer
-        self._known: dict[str, tuple[float, Caller]] = {}
+        self._known: dict[str, Caller] = {}
 
     @classmethod
     def from_file(cls, path: Path | None) -> Doorkeeper:
@@ -80,8 +86,8 @@ class Doorkeeper:
         """
         if not token:
             raise RefusedError("unauthenticated", why="no token")
-        if (known := self._known.get(token)) and known[0] > time.time():
-            return known[1]
+        if (known := self._known.get(token)) and known.expires > time.time():
+            return known
         try:
             key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
@@ -96,13 +102,20 @@ class Doorkeeper:
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
             caller = Caller(
-                str(claims["sub"]), str(claims.get("district", "")), frozenset(map(str, claims.get("roles", ())))
+                str(claims["sub"]),
+                str(claims.get("district", "")),
+                frozenset(map(str, claims.get("roles", ()))),
+                float(claims["exp"]),
             )
+            if not PSEUDONYM.fullmatch(caller.id):
+                raise jwt.InvalidTokenError("sub is no pseudonym such as m-17")
+            if not DISTRICTS.fullmatch(caller.district):
+                raise jwt.InvalidTokenError("district is neither a code nor *")
         except (jwt.PyJWTError, TypeError, ValueError) as why:
             raise RefusedError("unauthenticated", why=str(why)) from None
         if len(self._known) > 10_000:
             self._known.clear()
-        self._known[token] = (float(claims["exp"]), caller)
+        self._known[token] = caller
         return caller
 
 

@@ -150,3 +150,16 @@ def test_facts_name_the_weightiest_role() -> None:
 )
 def test_the_token_in_a_header(header: str | None, token: str | None) -> None:
     assert bearer(header) == token
+
+
+@pytest.mark.parametrize("sub", ["li.si@example.com", "13800000000", "李四", "+86-138", "", "m" * 65, "A"])
+def test_who_is_named_by_more_than_a_pseudonym_is_refused(mine: Identities, door: Doorkeeper, sub: str) -> None:
+    """A token's subject goes into every fact it leads to, and from there into the ledger, for ever."""
+    with pytest.raises(RefusedError, match="unauthenticated"):
+        door.check(issue_token(mine, sub, "420106", ["dispatcher"]))
+
+
+@pytest.mark.parametrize("district", ["", "000000", "武昌", "42010", "4201066", "420106,420107"])
+def test_a_token_is_for_one_district_or_for_all(mine: Identities, door: Doorkeeper, district: str) -> None:
+    with pytest.raises(RefusedError, match="unauthenticated"):
+        door.check(issue_token(mine, "staff-4", district, ["dispatcher"]))

@@ -1,7 +1,7 @@
 """
 Every way to say no: RFC 9457 problems with stable codes, Chinese first, English second.
 
-A text names what is wrong and what to do about it; `{…}` is filled from the error's facts.
+A text names what is wrong and what to do about it; `{…}` is filled from the error's facts, in English from `<name>_en` where there is one.
 """
 
 from __future__ import annotations
@@ -68,14 +68,15 @@ def problem(why: RefusedError) -> dict[str, Any]:
     """The problem document: `type title status detail code` and, in English, `title_en detail_en`; `field` where one is to blame."""
     text = PROBLEMS[why.code]
     facts = {"why": "", "retry_after": 2, "phone": "110 / 119 / 120", **why.facts}
+    english = facts | {name.removesuffix("_en"): fact for name, fact in facts.items() if name.endswith("_en")}
     document: dict[str, Any] = {
         "type": f"urn:paidan:problem:{why.code}",
         "title": text.zh.format_map(_Blank(facts)),
         "status": text.status,
         "detail": text.remedy_zh.format_map(_Blank(facts)),
         "code": why.code,
-        "title_en": text.en.format_map(_Blank(facts)),
-        "detail_en": text.remedy_en.format_map(_Blank(facts)),
+        "title_en": text.en.format_map(_Blank(english)),
+        "detail_en": text.remedy_en.format_map(_Blank(english)),
     }
     if why.field:
         document["field"] = why.field

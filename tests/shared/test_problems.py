@@ -52,3 +52,9 @@ def test_facts_are_there_for_programs_and_cannot_take_a_names_place() -> None:
 
 def test_braces_in_a_value_stay_what_they_are() -> None:
     assert "{status.__class__}" in problem(RefusedError("invalid", why="{status.__class__}"))["title"]
+
+
+def test_english_prefers_the_fact_that_is_in_english() -> None:
+    document = problem(RefusedError("wrong_state", state="已办结", state_en="done", verb="accept"))
+    assert document["title"] == "任务状态为已办结,不能accept"
+    assert document["title_en"] == "A task that is done cannot be accept"

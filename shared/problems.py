@@ -28,6 +28,7 @@ PROBLEMS: dict[str, Text] = {
     "unauthenticated": Text(401, "请先登录:{why}", "Not signed in: {why}", "请携带有效的令牌重试", "Send a valid bearer token"),
     "forbidden": Text(403, "无权操作,需要角色:{need}", "Not permitted: needs the role {need}", "请由有相应角色的人员办理", "Ask somebody who has the role"),
     "foreign_district": Text(403, "{district} 不属于您的辖区({yours})", "District {district} is not yours ({yours})", "请使用本辖区的令牌", "Use a token of that district"),
+    "everywhere_only": Text(403, "此操作涉及所有辖区,而您的令牌只限 {yours}", "This concerns every district, and your token is for {yours} only", "请由辖区为 * 的管理员办理", "Ask an admin whose district is *"),
     # the request as such
     "invalid": Text(422, "内容有误:{why}", "Invalid: {why}", "请更正该字段后重试", "Correct the field and send it again"),
     "invalid_json": Text(400, "请求不是有效的 JSON", "The body is not valid JSON", "请检查 JSON 格式", "Check the JSON"),

@@ -295,12 +295,16 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/register",
         tags=["register"],
         summary="导入台账 / apply a register document",
-        responses={**barred, **problems("invalid", "stale_register", "unavailable")},
+        responses={
+            **problems("unauthenticated", "forbidden", "everywhere_only", "invalid", "stale_register", "unavailable")
+        },
     )
     async def apply_register(
         caller: CallerNeeded, body: Application, dry_run: Annotated[bool, Query()] = False
     ) -> Response:
         caller.need("admin")
+        if caller.district != EVERYWHERE:  # the register is one for all: a district's admin would rewrite the others'
+            raise RefusedError("everywhere_only", yours=caller.district)
         answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, dry_run=dry_run)
         if answer["applied"]:
             logger().info("register_applied", by=caller.actor, facts=answer["facts"], sequence=answer["sequence"])

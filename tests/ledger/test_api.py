@@ -305,6 +305,14 @@ async def test_who_is_no_admin_changes_no_register(service: Service) -> None:
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
 
 
+async def test_the_admin_of_one_district_does_not_change_what_is_everybodys(service: Service) -> None:
+    mine = service.bearer("admin", district=WUCHANG)
+    for params in ({}, {"dry_run": "true"}):
+        response = await service.http.post("/v1/register", params=params, json=DOCUMENT, headers=mine)
+        assert (response.status_code, response.json()["code"]) == (403, "everywhere_only")
+    assert (await service.get("/v1/register", "admin", of=WUCHANG)).json().get("areas", []) == []
+
+
 async def test_a_mistake_in_a_register_is_named_by_entry_and_field(service: Service) -> None:
     wrong = json.loads(json.dumps(DOCUMENT))
     wrong["areas"][3]["served_by"] = "999999"

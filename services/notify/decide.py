@@ -184,9 +184,8 @@ def _queue(
         urgent=urgent,
         until=until,
     )
-    return Envelope(
-        id, cause.district, cause.area, now, fact, cause.districts, cause.case, cause.id, traceparent=cause.traceparent
-    )
+    own = cause.district  # whom an office tells is its own affair, also where another sees the case
+    return Envelope(id, own, cause.area, now, fact, own, cause.case, cause.id, traceparent=cause.traceparent)
 
 
 # --- what senders report ----------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ def _follow_up(post: Post, notice: Notice, template: str, now: datetime) -> Enve
         area=notice.area,
         urgent=notice.urgent,
     )
-    return Envelope(id, post.district, notice.area, now, fact, notice.districts, notice.case, notice.id)
+    return Envelope(id, post.district, notice.area, now, fact, post.district, notice.case, notice.id)
 
 
 def _given_up(post: Post, notice: Notice, code: str, now: datetime) -> Envelope:
@@ -252,6 +251,6 @@ def _given_up(post: Post, notice: Notice, code: str, now: datetime) -> Envelope:
 
 
 def _of(post: Post, notice: Notice, fact: Fact, now: datetime, *which: object) -> Envelope:
-    """A fact about a notice: named by what makes it that one, seen by whoever saw the notice being queued."""
+    """A fact about a notice: named by what makes it that one."""
     id = derived_id(fact.name, notice.id, *which)
-    return Envelope(id, post.district, notice.area, now, fact, notice.districts, notice.case, notice.id)
+    return Envelope(id, post.district, notice.area, now, fact, post.district, notice.case, notice.id)

@@ -61,7 +61,6 @@ class Notice:
     number: int
     cause: str
     case: str | None
-    districts: str
     recipient: str
     template: str
     task: str
@@ -173,7 +172,6 @@ def _queued(post: Post, envelope: Envelope, fact: NoticeQueued) -> Post:
         number=number,
         cause=fact.cause,
         case=envelope.case,
-        districts=envelope.districts,
         recipient=fact.recipient,
         template=fact.template,
         task=fact.task_id,
@@ -241,7 +239,7 @@ def _closed(post: Post, id: str) -> Post:
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
-VERSION = 1
+VERSION = 2
 """Of the state's form: a snapshot of another one is not used."""
 
 

@@ -38,12 +38,13 @@ def test_everybody_who_is_offered_a_task_is_told() -> None:
     assert told(facts) == [(LI, "offered"), (WANG, "offered")]
 
 
-def test_a_notice_says_what_led_to_it_and_who_may_see_it() -> None:
+def test_a_notice_says_what_led_to_it_and_is_its_own_offices_affair() -> None:
     cause = offered(LI, urgency=2)
+    assert cause.districts == "420106,420107"  # another office sees the case
     _, (queued,) = when(given(), cause)
     assert isinstance(queued.fact, NoticeQueued)
     assert queued.fact.cause == queued.cause == cause.id
-    assert (queued.case, queued.area, queued.districts, queued.actor) == (REQUEST, AREA, "420106,420107", None)
+    assert (queued.case, queued.area, queued.districts, queued.actor) == (REQUEST, AREA, WUCHANG, None)
     assert (queued.fact.task_id, queued.fact.item, queued.fact.urgent) == (TASK, "light.out", True)
     assert queued.subject == f"evt.{WUCHANG}.notify.{AREA}.notice.queued"
 

@@ -55,7 +55,7 @@ async def test_the_facts_of_a_message_hang_together(ground: Ground) -> None:
     assert queued.cause == cause.id
     assert sent.cause == queued.id
     assert {sent.case, queued.case} == {cause.case}
-    assert {sent.districts, queued.districts} == {cause.districts}
+    assert {sent.districts, queued.districts} == {WUCHANG}
 
 
 async def test_a_failure_is_tried_again_after_one_and_two_seconds(ground: Ground, web: WebReceiver) -> None:

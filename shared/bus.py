@@ -35,6 +35,8 @@ BATCH_MAX = 1000
 """The server's own bound on an atomic batch (error 10199 beyond it)."""
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
 CONFLICTS = frozenset({10071, 10164})
+SPLIT_BEHIND = 1000
+"""From so many waiting messages on a reader of several subjects reads each by itself."""
 
 
 class Message(NamedTuple):
@@ -379,6 +381,10 @@ class Reader:
     consumer at the next sequence. A durable with ack-all would lose: what a killed reader had fetched comes back behind what
     its successor acknowledged.
 
+    Far behind and with several subjects it reads each subject by itself and merges by sequence, until it has caught up: a consumer
+    with several filters costs the server a walk over the subjects of a block for every message (250 µs with a subject per
+    request, where one filter costs 20).
+
     Attributes:
         after: the sequence of the last message taken in; what comes next is behind it.
         opened: how many consumers it has had: when this moves, ask whether the stream is still the same one.
@@ -398,6 +404,8 @@ class Reader:
         self.opened = 0
         self.pending = 0
         """How many more the server knew of when it sent the last one."""
+        self._parts: list[Reader] = []
+        self._parts_until = 0
 
     async def take(self, at_most: int = 1000) -> list[Delivery]:
         """What has arrived, oldest first; empty where nothing has, or while the bus is away. Never waits for a message."""
@@ -405,6 +413,8 @@ class Reader:
             await self._keep_open()
         except (TimeoutError, OSError, BusError, nats.errors.Error, nats.js.errors.Error):
             await asyncio.sleep(0.1)
+        if self._parts:
+            return await self._merge(at_most)
         if not self._queue:
             await asyncio.sleep(0)  # never spin: let what is on the wire come in
         queue = self._queue
@@ -426,15 +436,58 @@ class Reader:
 
     async def close(self) -> None:
         """Give the consumer up; the server forgets it after 30 s."""
+        parts, self._parts = self._parts, []
+        for part in parts:
+            await part.close()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
 
+    async def _merge(self, at_most: int) -> list[Delivery]:
+        """
+        What the parts have brought, in order, as far as all of them have come.
+
+        A part that has delivered all that the server knew of when it was opened, or last delivered, has nothing more up to
+        `_parts_until`, which was the end of the stream before any of them was opened.
+        """
+        taken: list[Delivery] = []
+        self.pending = 1
+        while len(taken) < at_most:
+            first: Reader | None = None
+            for part in self._parts:
+                if part._queue:
+                    if first is None or part._queue[0].sequence < first._queue[0].sequence:
+                        first = part
+                elif not part._complete:
+                    await asyncio.sleep(0)
+                    return taken
+            if first is None or first._queue[0].sequence > self._parts_until:
+                await self.close()
+                self.after = self._parts_until
+                return taken
+            delivery = first._queue.popleft()
+            if delivery.sequence > self.after:  # subjects may overlap
+                taken.append(delivery)
+                self.after = delivery.sequence
+        return taken
+
+    @property
+    def _complete(self) -> bool:
+        return self._fine and self._subscription is not None and not self.pending and not self._queue
+
     async def _keep_open(self) -> None:
+        if self._parts:
+            before = sum(part.opened for part in self._parts)
+            for part in self._parts:
+                await part._keep_open()
+            self.opened += sum(part.opened for part in self._parts) - before
+            return
         silent = time.monotonic() - self._heard > 2.5
         if self._subscription is None or not self._fine or silent or self._link != self._bus.generation:
             await self._open()
+        if self._parts:
+            return
         if self._asked <= self._credit // 2 and len(self._queue) < self._credit:
             self._asked += self._credit
             ask = b'{"batch":%d,"expires":20000000000,"idle_heartbeat":1000000000}' % self._credit
@@ -463,6 +516,13 @@ class Reader:
             inactive_threshold=30,
         )
         info = await nc.jetstream(timeout=2).add_consumer(STREAM, consumer)
+        self.pending = info.num_pending or 0
+        if many and self.pending > SPLIT_BEHIND:
+            self._parts_until = (await self._bus.state()).last
+            self._parts = [Reader(self._bus, (s,), self.after, self._credit, self._wake) for s in self._subjects]
+            for part in self._parts:
+                await part._keep_open()
+            return
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{info.name}"
         self._inbox = nc.new_inbox()
         self._subscription = await nc.subscribe(

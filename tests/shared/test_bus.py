@@ -189,6 +189,36 @@ async def test_a_reader_loses_and_repeats_nothing_while_the_server_is_killed(
     assert reader.opened > 1
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_far_behind_with_several_subjects_everything_comes_once_and_in_order(
+    bus: Bus, fresh_nats: NatsServer, killed: bool
+) -> None:
+    """Each subject is read by itself then; the subjects overlap, and some are rare."""
+    fence, wanted = 0, []
+    for n in range(40):
+        unique = [Message(f"evt.420106.dispatch.a.task.opened.{n}-{i}", b"{}") for i in range(60)]
+        others = [Message(f"evt.420107.dispatch.a.task.{'rare' if n % 7 else 'other'}", b"{}")]
+        last = await bus.commit([*unique, *others, Message(MARK, b"{}")], fence=Fence(MARK, fence))
+        wanted += list(range(last - 61, last - 1)) + ([last - 1] if n % 7 else [])
+        fence = last
+    subjects = ["evt.420106.dispatch.a.>", "evt.*.dispatch.*.task.opened.*", "evt.*.dispatch.*.task.rare", "evt.x"]
+    reader, got = bus.reader(subjects, after=0, credit=200), []
+    got += await reader.wait(5, 500)
+    assert reader._parts
+    if killed:
+        fresh_nats.kill()
+        fresh_nats.start()
+        await settled(bus)
+    for _ in range(200):
+        if len(got) >= len(wanted):
+            break
+        got += await reader.wait(1, 300)
+    assert [d.sequence for d in got] == wanted
+    late = await bus.commit([Message("evt.420107.dispatch.a.task.rare", b"{}")])
+    assert [d.sequence for d in await all_of(reader, 1)] == [late]
+    assert not reader._parts
+
+
 async def test_a_hole_in_what_is_delivered_is_noticed_and_read_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     await bus.commit(batch(99), fence=Fence(MARK, 0))
     reader, lost = bus.reader(["evt.>"], after=0), [b"x10", b"x50", b"x98"]

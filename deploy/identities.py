@@ -160,25 +160,16 @@ class Rights(NamedTuple):
 
 
 def _consumers(stream: str) -> tuple[str, ...]:
+    """What `shared.bus.Reader` asks for: the server itself forgets a consumer that nobody pulls from."""
     api = "$JS.API.CONSUMER"
-    return (
-        f"{api}.CREATE.{stream}",
-        f"{api}.CREATE.{stream}.>",
-        f"{api}.MSG.NEXT.{stream}.>",
-        f"{api}.DELETE.{stream}.>",
-        f"{api}.INFO.{stream}.>",
-    )
+    return (f"{api}.CREATE.{stream}", f"{api}.CREATE.{stream}.>", f"{api}.MSG.NEXT.{stream}.>")
 
 
 def _reads(stream: str) -> tuple[str, ...]:
-    return (
-        f"$JS.API.STREAM.MSG.GET.{stream}",
-        f"$JS.API.DIRECT.GET.{stream}",
-        f"$JS.API.DIRECT.GET.{stream}.>",
-    )
+    return (f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}")
 
 
-_EVERYBODY = ("$JS.API.INFO", "$JS.API.STREAM.INFO.*", *_reads("EVENTS"), *_consumers("EVENTS"))
+_EVERYBODY = (*_reads("EVENTS"), *_consumers("EVENTS"))
 
 # A desk and notify fold facts under a lease, and leave snapshots. The chunks of a snapshot that was replaced are purged
 # by their writer; a snapshot that is gone costs a fold from zero and nothing else.
@@ -187,7 +178,10 @@ _FOLDS = (
     *_reads("KV_LEASES"),
     "$O.SNAPSHOTS.>",
     *_reads("OBJ_SNAPSHOTS"),
+    "$JS.API.DIRECT.GET.OBJ_SNAPSHOTS.>",
     *_consumers("OBJ_SNAPSHOTS"),
+    "$JS.API.CONSUMER.INFO.OBJ_SNAPSHOTS.>",
+    "$JS.API.CONSUMER.DELETE.OBJ_SNAPSHOTS.>",
     "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
     "$JS.API.STREAM.NAMES",  # the library looks up a snapshot's stream by its subject
     "$JS.FC.OBJ_SNAPSHOTS.>",
@@ -198,7 +192,7 @@ _FOLDS = (
 def _rights(service: str, publish: Sequence[str], subscribe: Sequence[str] = (), *, answers: bool = False) -> Rights:
     return Rights(
         publish=(*_EVERYBODY, f"evt.*.{service}.>", *publish),
-        subscribe=(f"_INBOX_{service}.>", "live.evt.>", *subscribe),
+        subscribe=(f"_INBOX_{service}.>", *subscribe),
         answers=answers,
     )
 
@@ -215,7 +209,7 @@ RIGHTS: Mapping[str, Rights] = {
             *_reads("KEYS"),
             "$JS.API.STREAM.MSG.DELETE.SEALED",
             "$JS.API.STREAM.MSG.DELETE.KEYS",
-            "qry.*.ledger.>",
+            "qry.*.ledger.case",
         ),
     ),
     "dispatch": _rights(
@@ -226,11 +220,11 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     "notify": _rights(
         "notify",
-        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS"), *_consumers("KV_CONTACTS")),
+        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS")),
         ("notify.*.alive.>",),
         answers=True,
     ),
-    "ledger": _rights("ledger", (), ("qry.*.ledger.>",), answers=True),
+    "ledger": _rights("ledger", (), ("qry.*.ledger.case",), answers=True),
 }
 
 

@@ -102,6 +102,10 @@ FORBIDDEN = [
         for service in SERVICES
         for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE")
     ),
+    *((service, f"$JS.API.CONSUMER.{verb}.EVENTS.c") for service in SERVICES for verb in ("INFO", "DELETE")),
+    *((service, "$JS.API.STREAM.INFO.KV_CONTACTS") for service in ("intake", "ledger")),
+    ("dispatch", "$JS.API.STREAM.MSG.GET.SEALED"),
+    ("notify", "$JS.API.CONSUMER.CREATE.KV_CONTACTS"),
 ]
 
 
@@ -115,11 +119,12 @@ async def test_nobody_says_what_is_not_theirs(
     await connection.close()
 
 
-@pytest.mark.parametrize("subject", [">", "evt.>", "_INBOX_dispatch.>", "sealed.>", "$KV.CONTACTS.>"])
-async def test_intake_hears_only_stored_facts_and_its_own_answers(
-    nats_server: NatsServer, identities: Identities, subject: str
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("subject", [">", "evt.>", "live.evt.>", "_INBOX_admin.>", "sealed.>", "$KV.CONTACTS.>"])
+async def test_a_service_hears_what_it_asked_for_and_what_it_is_asked(
+    nats_server: NatsServer, identities: Identities, service: str, subject: str
 ) -> None:
-    connection, complaints = await _connect(nats_server, identities, "intake")
+    connection, complaints = await _connect(nats_server, identities, service)
     await connection.subscribe(subject)
     assert "permissions violation for subscription" in await asyncio.wait_for(complaints.get(), 5)
     await connection.close()

@@ -85,7 +85,7 @@ async def test_commands_and_queries_are_answered(connect: Connect) -> None:
         await request.answer(request.subject.encode())
 
     await dispatch.serve("cmd.420106.desk.*", echo)
-    await ledger.serve("qry.*.ledger.*", echo)
+    await ledger.serve("qry.*.ledger.case", echo)
     http = await connect("dispatch")
     assert await http.request("cmd.420106.desk.accept", b"{}") == b"cmd.420106.desk.accept"
     assert await intake.request("qry.420106.ledger.case", b"{}") == b"qry.420106.ledger.case"

@@ -62,8 +62,12 @@ class Envelope:
         return self.fact.subject(self.district, self.area)
 
     def encode(self) -> bytes:
-        """Canonical bytes. Raises ValueError where the data is larger than 24 KiB."""
+        """Canonical bytes. Raises ValueError for what `decode` would refuse: more than 24 KiB of data, or a long attribute."""
         fact = self.fact
+        names = (self.id, self.case or "")
+        others = (self.districts, self.cause or "", self.actor or "", self.traceparent or "")
+        if max(map(len, names)) > ID_CHARS_MAX or max(map(len, others)) > ATTRIBUTE_CHARS_MAX:
+            raise ValueError(f"an attribute of {fact.name} is longer than a fact may have")
         event: dict[str, Any] = {
             "data": plain(fact),
             "districts": self.districts,

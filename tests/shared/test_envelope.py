@@ -238,3 +238,10 @@ def test_what_belongs_to_no_area_says_so() -> None:
     assert (
         decode(envelope(TEAM[0], at=NOW + MINUTE).subject, envelope(TEAM[0], at=NOW + MINUTE).encode()).area == NOWHERE
     )
+
+
+@pytest.mark.parametrize("attribute", ["districts", "cause", "actor", "traceparent", "case", "id"])
+def test_what_could_not_be_read_again_is_not_written(attribute: str) -> None:
+    """An own fact that cannot be read stops a desk for good."""
+    with pytest.raises(ValueError, match="attribute"):
+        replace(envelope(RATED), **{attribute: "4" * 501}).encode()

@@ -37,7 +37,7 @@ PROBLEMS: dict[str, Text] = {
     "method_not_allowed": Text(405, "不支持此方法", "Method not allowed", "请查阅接口文档", "See the API documentation"),
     "key_missing": Text(400, "缺少 Idempotency-Key", "Idempotency-Key is missing", "请为每次提交生成唯一的键,重试时沿用", "Make one key per submission and repeat it on retries"),
     "key_reused": Text(422, "同一 Idempotency-Key 曾用于不同内容", "This Idempotency-Key was used with another body", "请为新内容换用新键", "Use a new key for a new body"),
-    "too_many": Text(429, "提交过于频繁,请 {retry_after} 秒后再试", "Too many requests: try again in {retry_after} s", "请稍后重试", "Wait and retry"),
+    "too_many": Text(429, "请求过于频繁,请 {retry_after} 秒后再试", "Too many requests: try again in {retry_after} s", "请稍后重试", "Wait and retry"),
     "unavailable": Text(503, "系统暂时不可用", "Temporarily unavailable", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
     "internal": Text(500, "系统内部错误", "Internal error", "请稍后重试;如仍出现,请告知管理员编号 {id}", "Retry; if it stays, tell the administrator {id}"),
     # intake
@@ -47,6 +47,8 @@ PROBLEMS: dict[str, Text] = {
     "unknown_item": Text(422, "服务清单中没有 {item}", "The catalogue has no item {item}", "请从 /v1/catalogue 选择,或留空由系统识别", "Choose one from /v1/catalogue, or leave it out"),
     "not_ready": Text(503, "台账尚未载入", "The register has not been loaded yet", "请先导入台账:paidan register apply", "Apply a register first: paidan register apply"),
     "already_over": Text(409, "该诉求已{state}", "This request is already {state}", "如需继续,请重新提交", "Submit a new request if needed"),
+    "already_rated": Text(409, "该诉求已评价,每轮只评一次", "This request has already been rated, once in each round", "如未解决,可申请重办", "Reopen it if it is not solved"),
+    "unknown_reason": Text(422, "没有这个原因代码", "There is no such reason", "请选用:{reasons};清单见 /v1/reasons", "Choose one of: {reasons}; /v1/reasons lists them"),
     # the desk
     "unknown_command": Text(404, "没有指令 {verb}", "There is no command {verb}", "请查阅接口文档", "See the API documentation"),
     "unknown_task": Text(404, "没有任务 {task}", "There is no task {task}", "请核对任务编号", "Check the task's id"),

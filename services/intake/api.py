@@ -118,7 +118,7 @@ def create_app(
         "tags": ["requests"],
         "responses": problems(
             "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "already_over",
-            "wrong_state", "not_ready", "unavailable",
+            "already_rated", "wrong_state", "not_ready", "unavailable",
         ),
     }  # fmt: skip
 

@@ -24,7 +24,6 @@ from shared.register import Register
 QUERY = f"qry.{HUB}.ledger.case"
 ANSWER_WITHIN_S = 4
 """The ledger itself waits 2 s for a position."""
-NOT_FOUND = "追踪码 / tracking code"
 
 STEPS: Mapping[str, tuple[str, str]] = {
     "request.submitted": ("已提交", "received"),
@@ -105,7 +104,7 @@ class Cases:
         """
         tracking_hash = self._naming.tracking_hash(tracking_code)
         if tracking_hash is None:
-            raise RefusedError("not_found", what=NOT_FOUND)
+            raise _not_found()
         wanted = max(position or 0, self._position()) or None
         try:
             return await self._ask(tracking_hash, wanted)
@@ -206,7 +205,7 @@ class Cases:
         if why := answer.get("problem"):
             code = str(why.get("code"))
             if code == "not_found":
-                raise RefusedError("not_found", what=NOT_FOUND)
+                raise _not_found()
             if code in PROBLEMS and PROBLEMS[code].status < 500:
                 raise RefusedError(code)
             raise UnavailableError(f"the ledger answers {code}")
@@ -214,6 +213,10 @@ class Cases:
             return Found(Case.model_validate(answer["case"]), int(answer["as_of"]), bool(answer.get("stale")))
         except (KeyError, TypeError, ValidationError) as why:
             raise UnavailableError(f"the ledger's answer cannot be read: {type(why).__name__}") from None
+
+
+def _not_found() -> RefusedError:
+    return RefusedError("not_found", what="使用该追踪码的诉求", what_en="a request with this tracking code")
 
 
 def told(found: Found, tracking_code: str, register: Register) -> dict[str, Any]:

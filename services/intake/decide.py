@@ -86,13 +86,13 @@ def withdraw(case: Case, reason: str) -> RequestWithdrawn:
 
 
 def rate(case: Case, rating: Rating) -> RequestRated:
-    """The resident's judgement, once per round. Raises RefusedError `already_over` or `wrong_state`."""
+    """The resident's judgement, once per round. Raises RefusedError `already_rated`, `already_over` or `wrong_state`."""
     if case.state == "withdrawn":
         raise _already(case)
     if _rated_this_round(case):
-        raise RefusedError("already_over", state="评价 / rated")
+        raise RefusedError("already_rated")
     if case.state not in OVER:
-        raise _not_yet(case, "评价 / rated")
+        raise _not_yet(case, "评价", "rated")
     return RequestRated(request_id=case.id, grade=rating.grade, solved=rating.solved)
 
 
@@ -101,7 +101,7 @@ def reopen(case: Case, reason: str, item: ItemSet | None, calendar: Calendar, no
     if case.state == "withdrawn":
         raise _already(case)
     if case.state not in OVER:
-        raise _not_yet(case, "重办 / reopened")
+        raise _not_yet(case, "重办", "reopened")
     if item is None:
         raise RefusedError("unknown_item", item=case.item)
     return RequestReopened(
@@ -127,9 +127,9 @@ def _rated_this_round(case: Case) -> bool:
 
 def _already(case: Case) -> RefusedError:
     zh, en = STATES.get(case.state, (case.state, case.state))
-    return RefusedError("already_over", state=f"{zh.removeprefix('已')} / {en}")
+    return RefusedError("already_over", state=zh.removeprefix("已"), state_en=en)
 
 
-def _not_yet(case: Case, verb: str) -> RefusedError:
+def _not_yet(case: Case, verb: str, verb_en: str) -> RefusedError:
     zh, en = STATES.get(case.state, (case.state, case.state))
-    return RefusedError("wrong_state", state=f"{zh} / {en}", verb=verb)
+    return RefusedError("wrong_state", state=zh, state_en=en, verb=verb, verb_en=verb_en)

@@ -77,7 +77,7 @@ class Places:
         area = self.named(location.address)
         if area is None:
             # The address itself is not repeated: problems end up in other people's logs.
-            raise RefusedError("unknown_area", field="location.address", what="该地址 / this address")
+            raise RefusedError("unknown_area", field="location.address", what="该地址", what_en="this address")
         return Place(area, "gazetteer", None)
 
     def at(self, point: Point) -> AreaSet | None:

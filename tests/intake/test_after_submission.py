@@ -176,7 +176,7 @@ async def test_rating_and_reopening_wait_until_it_is_done(world: World, act: Pos
 
     rated = await act("rate", body={"grade": 2, "solved": False})
     assert (rated.status_code, (await act("rate", body={"grade": 2, "solved": False})).content) == (200, rated.content)
-    assert (await act("rate", key="a-2", body={"grade": 5, "solved": True})).json()["code"] == "already_over"
+    assert (await act("rate", key="a-2", body={"grade": 5, "solved": True})).json()["code"] == "already_rated"
     reopened = await act("reopen")
     assert (reopened.status_code, (await act("reopen")).content) == (200, reopened.content)
     assert (await act("reopen", key="a-2")).json()["code"] == "wrong_state"

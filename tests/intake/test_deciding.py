@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from services.intake.places import Places, standing
 from shared.clocks import ALWAYS, dues
 from shared.errors import RefusedError
 from shared.facts import RequestSubmitted
+from shared.problems import problem
 from tests.intake.examples import LIMITS, NOW, WUCHANG, register
 
 ID = "0199aaaa-0000-8000-8000-000000000001"
@@ -98,9 +100,27 @@ def test_what_is_withdrawn_is_over() -> None:
         assert refused(act) == "already_over"
 
 
+@pytest.mark.parametrize(
+    ("act", "zh", "en"),
+    [
+        (lambda: withdraw(case("done"), "other"), "该诉求已办结", "This request is already done"),
+        (
+            lambda: rate(case("offered"), Rating(grade=5, solved=True)),
+            "任务状态为正在派单,不能评价",
+            "A task that is being assigned cannot be rated",
+        ),
+    ],
+)
+def test_a_refusal_is_said_in_one_language_at_a_time(act: Callable[[], object], zh: str, en: str) -> None:
+    with pytest.raises(RefusedError) as why:
+        act()
+    document = problem(why.value)
+    assert (document["title"], document["title_en"]) == (zh, en)
+
+
 def test_a_round_is_rated_once() -> None:
     rating = Rating(grade=1, solved=False)
-    assert refused(lambda: rate(case("closed", "request.submitted", "request.rated"), rating)) == "already_over"
+    assert refused(lambda: rate(case("closed", "request.submitted", "request.rated"), rating)) == "already_rated"
     assert rate(case("done", "cn.paidan.request.rated.v1", "cn.paidan.request.reopened.v1"), rating).grade == 1
 
 

@@ -128,14 +128,16 @@ class Following:
         reader = self._bus.reader([SUBJECTS], after=0)
         while True:
             for delivery in await reader.wait(WAIT_S):
-                if envelope := _read(delivery):
-                    self._fold(envelope, complete=delivery.sequence >= target)
+                self._fold(_read(delivery), complete=delivery.sequence >= target)
 
-    def _fold(self, envelope: Envelope, *, complete: bool) -> None:
-        fact = envelope.fact
-        self._register = evolve(self._register, fact)
-        # A document counts once it is whole; at the start only the last one does.
-        if isinstance(fact, RegisterApplied) and complete:
+    def _fold(self, envelope: Envelope | None, *, complete: bool) -> None:
+        if envelope is not None:
+            self._register = evolve(self._register, envelope.fact)
+        if not complete:
+            return  # at the start only the last document counts
+        # A document counts once it is whole. Where the last message is the end of none, what came before it counts.
+        whole = envelope is not None and isinstance(envelope.fact, RegisterApplied)
+        if whole or (self._known is None and self._register.applied):
             self._known = Known(self._register)
             self._known.places(self._clock())
             self._applied.set()

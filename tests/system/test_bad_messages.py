@@ -217,8 +217,8 @@ async def test_a_message_under_the_register_that_is_no_fact_changes_nobodys_regi
     assert after
     assert (after.document, after.headers["etag"]) == (before.document, before.headers["etag"])
     await system.stack.wait_until_ready(10)
-    for service in ("dispatch", "notify", "ledger"):  # nor is it in anybody's way after a new start
-        await system.stack.kill(service)
+    for service, instance in (("dispatch", 1), ("notify", 1), ("ledger", 1), ("intake", 1), ("intake", 2)):
+        await system.stack.kill(service, instance)  # nor is it in anybody's way after a new start
     system.crashes += 1
     await asyncio.sleep(0.5)
     await system.stack.wait_until_ready(30)

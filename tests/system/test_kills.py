@@ -11,6 +11,8 @@ import pytest
 
 from tests.system.world import System, running
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # the other tests' stack must be looked after meanwhile
+
 REQUESTS = 2000
 BUSY_MAX = 120
 """So many people do something at the same time, at most."""

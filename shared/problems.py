@@ -6,6 +6,7 @@ A text names what is wrong and what to do about it; `{…}` is filled from the e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,67 @@ def problem(why: RefusedError) -> dict[str, Any]:
     if why.field:
         document["field"] = why.field
     return document | {key: value for key, value in why.facts.items() if key not in document}
+
+
+# --- what is wrong with a field ---------------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[str, str]] = {
+    "missing": ("必填", "required"),
+    "extra_forbidden": ("没有这个字段", "there is no such field"),
+    "literal_error": ("须为 {expected} 之一", "must be one of {expected}"),
+    "enum": ("须为 {expected} 之一", "must be one of {expected}"),
+    "string_type": ("须为文字", "must be text"),
+    "string_pattern_mismatch": ("格式不符", "not in the expected form"),
+    "string_too_short": ("至少 {min_length} 个字符", "at least {min_length} characters"),
+    "string_too_long": ("至多 {max_length} 个字符", "at most {max_length} characters"),
+    "too_short": ("至少 {min_length} 项", "at least {min_length} entries"),
+    "too_long": ("至多 {max_length} 项", "at most {max_length} entries"),
+    "int": ("须为整数", "must be a whole number"),
+    "float": ("须为数字", "must be a number"),
+    "finite_number": ("须为数字", "must be a number"),
+    "bool": ("须为 true 或 false", "must be true or false"),
+    "greater_than": ("须大于 {gt}", "must be above {gt}"),
+    "greater_than_equal": ("不得小于 {ge}", "must be {ge} or more"),
+    "less_than": ("须小于 {lt}", "must be below {lt}"),
+    "less_than_equal": ("不得大于 {le}", "must be {le} or less"),
+    "datetime": ("须为日期与时间,如 2026-11-22T08:00:00+08:00", "must be a date and time such as 2026-11-22T08:00:00+08:00"),
+    "timezone_aware": ("须注明时区,如 2026-11-22T08:00:00+08:00", "must name its time zone, as in 2026-11-22T08:00:00+08:00"),
+    "date": ("须为日期,如 2026-11-22", "must be a date such as 2026-11-22"),
+    "model": ("须为 JSON 对象", "must be a JSON object"),
+    "dict": ("须为 JSON 对象", "must be a JSON object"),
+    "list": ("须为 JSON 数组", "must be a JSON array"),
+    "tuple": ("须为 JSON 数组", "must be a JSON array"),
+    "json_invalid": ("不是有效的 JSON", "is not valid JSON"),
+}  # fmt: skip
+"""What pydantic finds wrong, by its type or the first word of it (`int_parsing`), filled from its context."""
+
+OWN: dict[str, str] = {
+    "a phone number has at least three digits": "电话号码至少有三位数字",
+    "lon and lat belong together": "经度与纬度须同时给出",
+    "either text or service must say what it is about": "请填写诉求内容,或从服务清单中选择一项",
+}
+"""What our own validators say, in Chinese."""
+
+
+def said(error: Mapping[str, Any]) -> tuple[str, str]:
+    """
+    One of pydantic's errors in Chinese and in English.
+
+    Args:
+        error: of `ValidationError.errors()`, with its context.
+    """
+    kind = str(error["type"])
+    if kind in ("value_error", "assertion_error"):
+        own = str(error["msg"]).partition(", ")[2]
+        return OWN.get(own, f"填写有误({own})"), own
+    texts = WRONG.get(kind) or WRONG.get(kind.partition("_")[0])
+    if texts is None:
+        return "格式不符", str(error["msg"])
+    context = dict(error.get("ctx", {}))
+    if "expected" in context:  # "'WGS84', 'GCJ02' or 'BD09'"
+        words = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        return texts[0].format(expected="、".join(words)), texts[1].format(expected=", ".join(words))
+    return texts[0].format_map(_Blank(context)), texts[1].format_map(_Blank(context))
 
 
 class _Blank(dict[str, Any]):

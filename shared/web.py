@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.auth import Caller, Doorkeeper, bearer
 from shared.errors import RefusedError, UnavailableError
 from shared.ids import new_id
-from shared.problems import PROBLEMS, problem
+from shared.problems import PROBLEMS, problem, said
 from shared.telemetry import logger
 
 BODY_BYTES_MAX = 64 * 1024
@@ -103,7 +103,8 @@ def create_app(
         if first["type"] == "json_invalid":
             return answer(RefusedError("invalid_json"))
         path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        return answer(RefusedError("invalid", field=".".join(path) or "body", why=str(first["msg"])))
+        zh, en = said(first)
+        return answer(RefusedError("invalid", field=".".join(path) or "body", why=zh, why_en=en))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, why: HTTPException) -> Response:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.auth import Caller
 from shared.errors import RefusedError
 from shared.facts import Code, Id, MemberEnrolled, MemberId
+from shared.problems import said
 
 
 class Verb(BaseModel):
@@ -93,4 +94,5 @@ def parse(verb: str, content: Any) -> Verb:
         return model.model_validate(content)
     except ValidationError as why:
         first = why.errors(include_url=False, include_input=False)[0]
-        raise RefusedError("invalid", field=".".join(map(str, first["loc"])), why=first["msg"]) from None
+        zh, en = said(first)
+        raise RefusedError("invalid", field=".".join(map(str, first["loc"])), why=zh, why_en=en) from None

@@ -22,6 +22,7 @@ from services.intake.naming import Naming
 from shared.auth import Caller, Doorkeeper, bearer
 from shared.errors import RefusedError
 from shared.facts import Fact, plain
+from shared.problems import said
 from shared.telemetry import logger
 from shared.web import Readiness, problems
 from shared.web import create_app as create_shared_app
@@ -234,9 +235,10 @@ def _validated(model: type[Body], sent: Any) -> Body:
     try:
         return model.model_validate(sent)
     except ValidationError as why:
-        first = why.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = why.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "body"
-        raise RefusedError("invalid", field=field, why=first["msg"]) from None
+        zh, en = said(first)
+        raise RefusedError("invalid", field=field, why=zh, why_en=en) from None
 
 
 def _key(request: Request) -> str:

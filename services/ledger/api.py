@@ -91,9 +91,11 @@ async def answer_query(ledger: Ledger, request: Request) -> None:
             asked = orjson.loads(request.data)
             id_, tracking_hash, position = asked.get("id"), asked.get("tracking_hash"), asked.get("position")
             if (id_ is None) == (tracking_hash is None) or not isinstance(id_ or tracking_hash, str):
-                raise RefusedError("invalid", field="id", why="either id or tracking_hash")
+                raise RefusedError(
+                    "invalid", field="id", why="须给出 id 或 tracking_hash 之一", why_en="either id or tracking_hash"
+                )
             if position is not None and type(position) is not int:
-                raise RefusedError("invalid", field="position", why="an integer or null")
+                raise RefusedError("invalid", field="position", why="须为整数或 null", why_en="an integer or null")
         except (orjson.JSONDecodeError, AttributeError):
             raise RefusedError("invalid_json") from None
         scope = request.subject.split(".")[1]
@@ -263,7 +265,8 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         caller.need(*READERS)
         own = district_of(caller, district if district != HUB else None)
         if kinds != "all" and not set(kinds.split(",")) <= {*KINDS}:
-            raise RefusedError("invalid", field="kinds", why=f"some of {', '.join(KINDS)}, or all")
+            some = ", ".join(KINDS)
+            raise RefusedError("invalid", field="kinds", why=f"可选 {some},或 all", why_en=f"some of {some}, or all")
         asked = Replay(
             log=ledger.origin,
             selection=Selection(

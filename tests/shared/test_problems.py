@@ -1,11 +1,13 @@
 """Every way to say no, in both languages."""
 
 import string
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared.errors import RefusedError
-from shared.problems import PROBLEMS, problem
+from shared.problems import OWN, PROBLEMS, problem, said
 
 CODES = sorted(PROBLEMS)
 
@@ -58,3 +60,70 @@ def test_english_prefers_the_fact_that_is_in_english() -> None:
     document = problem(RefusedError("wrong_state", state="已办结", state_en="done", verb="accept"))
     assert document["title"] == "任务状态为已办结,不能accept"
     assert document["title_en"] == "A task that is done cannot be accept"
+
+
+class Form(BaseModel):
+    """One field of every kind that people fill in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    crs: Literal["WGS84", "GCJ02", "BD09"] = "WGS84"
+    code: Annotated[str, Field(pattern=r"^[0-9]{6}$")] = "420106"
+    text: Annotated[str, Field(max_length=4)] = ""
+    grade: Annotated[int, Field(ge=1, le=5)] = 1
+    lon: float = 0
+    solved: bool = True
+    at: AwareDatetime | None = None
+    members: Annotated[list[str], Field(min_length=1)] = ["m-1"]
+    part: dict[str, str] = {}
+    phone: str = "110"
+
+    @field_validator("phone")
+    @classmethod
+    def _has_digits(cls, value: str) -> str:
+        if len(value) < 3:
+            raise ValueError("a phone number has at least three digits" if value else "nothing at all")
+        return value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "zh", "en"),
+    [
+        ("crs", "X", "须为 WGS84、GCJ02、BD09 之一", "must be one of WGS84, GCJ02, BD09"),
+        ("code", "X", "格式不符", "not in the expected form"),
+        ("text", 7, "须为文字", "must be text"),
+        ("text", "12345", "至多 4 个字符", "at most 4 characters"),
+        ("grade", "X", "须为整数", "must be a whole number"),
+        ("grade", 6, "不得大于 5", "must be 5 or less"),
+        ("lon", "X", "须为数字", "must be a number"),
+        ("solved", 2, "须为 true 或 false", "must be true or false"),
+        ("members", [], "至少 1 项", "at least 1 entries"),
+        ("part", 1, "须为 JSON 对象", "must be a JSON object"),
+        ("other", 1, "没有这个字段", "there is no such field"),
+        ("phone", "1", "电话号码至少有三位数字", "a phone number has at least three digits"),
+        ("phone", "", "填写有误(nothing at all)", "nothing at all"),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_said_in_both_languages(field: str, value: Any, zh: str, en: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Form.model_validate({field: value})
+    assert said(caught.value.errors()[0]) == (zh, en)
+
+
+def test_a_time_without_a_zone_is_told_what_is_missing() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Form.model_validate_json('{"at": "2026-11-22T08:00:00"}')
+    assert said(caught.value.errors()[0])[0].startswith("须注明时区")
+
+
+def test_what_nobody_thought_of_is_still_said() -> None:
+    assert said({"type": "is_instance_of", "msg": "Input should be an X"}) == ("格式不符", "Input should be an X")
+
+
+def test_the_validators_of_intake_speak_chinese() -> None:
+    from services.intake.model import Submission
+
+    for body in ({}, {"text": "x", "location": {"lon": 1.0}}, {"text": "x", "contact": {"phone": "----"}}):
+        with pytest.raises(ValidationError) as caught:
+            Submission.model_validate(body)
+        assert said(caught.value.errors()[0])[0] in OWN.values()

@@ -17,7 +17,7 @@ from services.intake.decide import calendar_for, rate, reopen, withdraw
 from services.intake.door import Door
 from services.intake.following import Following
 from services.intake.metrics import REFUSED, SECONDS
-from services.intake.model import Case, Rating, Reason, Submission
+from services.intake.model import REOPENING, WITHDRAWING, Case, Rating, Reopening, Submission, Withdrawing
 from services.intake.naming import Naming
 from shared.auth import Caller, Doorkeeper, bearer
 from shared.errors import RefusedError
@@ -118,20 +118,20 @@ def create_app(
     changing: dict[str, Any] = {
         "tags": ["requests"],
         "responses": problems(
-            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "already_over",
-            "already_rated", "wrong_state", "not_ready", "unavailable",
+            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "unknown_reason",
+            "already_over", "already_rated", "wrong_state", "not_ready", "unavailable",
         ),
     }  # fmt: skip
 
     @app.post(
         "/v1/requests/{tracking_code}/withdraw",
         summary="撤回 / withdraw",
-        openapi_extra={"requestBody": _body(Reason, required=False), "parameters": [KEY_PARAMETER]},
+        openapi_extra={"requestBody": _body(Withdrawing, required=False), "parameters": [KEY_PARAMETER]},
         **changing,
     )
     async def withdraw_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
         async with _refusals_counted():
-            asked = _validated(Reason, _loads(await request.body() or b"{}"))
+            asked = _validated(Withdrawing, _loads(await request.body() or b"{}"))
             return await change(
                 request, tracking_code, "request.withdrawn", lambda case, _: withdraw(case, asked.reason), position
             )
@@ -150,13 +150,13 @@ def create_app(
     @app.post(
         "/v1/requests/{tracking_code}/reopen",
         summary="重办 / reopen",
-        openapi_extra={"requestBody": _body(Reason, required=False), "parameters": [KEY_PARAMETER]},
+        openapi_extra={"requestBody": _body(Reopening, required=False), "parameters": [KEY_PARAMETER]},
         **changing,
     )
     async def reopen_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
         async with _refusals_counted():
             register = following.known.register
-            asked = _validated(Reason, _loads(await request.body() or b"{}"))
+            asked = _validated(Reopening, _loads(await request.body() or b"{}"))
             return await change(
                 request,
                 tracking_code,
@@ -186,6 +186,15 @@ def create_app(
                     }
                     for _, item in sorted(items.items())
                 ]
+            }
+        )
+
+    @app.get("/v1/reasons", tags=["register"], summary="撤回与重办的原因 / why a request may be withdrawn or reopened")
+    async def reasons() -> Response:
+        return _json(
+            {
+                action: [{"reason": code, "name": name} for code, name in listed.items()]
+                for action, listed in (("withdraw", WITHDRAWING), ("reopen", REOPENING))
             }
         )
 

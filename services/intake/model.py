@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Self
 
@@ -17,7 +18,8 @@ from pydantic import (
 )
 
 from services.intake.coordinates import Crs
-from shared.facts import AreaCode, Channel, Code, Due, Grade, ItemCode, Language
+from shared.errors import RefusedError
+from shared.facts import AreaCode, Channel, Due, Grade, ItemCode, Language, Name
 
 TEXT_MAX = 2000
 
@@ -107,10 +109,55 @@ class Submission(Asked):
         return parts
 
 
-class Reason(Asked):
-    """Why a request is withdrawn or reopened."""
+WITHDRAWING: dict[str, Name] = {
+    "not_needed": Name(zh="不再需要", en="no longer needed"),
+    "solved_itself": Name(zh="已自行解决", en="it has solved itself"),
+    "solved_otherwise": Name(zh="已由他人解决", en="somebody else has solved it"),
+    "by_mistake": Name(zh="误提交或重复提交", en="sent by mistake, or twice"),
+    "too_slow": Name(zh="等待时间过长", en="it takes too long"),
+    "other": Name(zh="其他", en="other"),
+}
+"""Why a request may be withdrawn, by code."""
+REOPENING: dict[str, Name] = {
+    "not_solved": Name(zh="问题未解决", en="it is not solved"),
+    "came_back": Name(zh="问题再次出现", en="it has come back"),
+    "badly_done": Name(zh="处理质量不合格", en="it was done badly"),
+    "nobody_came": Name(zh="无人到场处理", en="nobody came"),
+    "other": Name(zh="其他", en="other"),
+}
+"""Why a request may be reopened, by code."""
 
-    reason: Code = "other"
+
+def _among(reasons: dict[str, Name]) -> Callable[[str], str]:
+    def known(reason: str) -> str:
+        if reason not in reasons:
+            raise RefusedError(
+                "unknown_reason",
+                field="reason",
+                reasons="、".join(f"{code}({name.zh})" for code, name in reasons.items()),
+                reasons_en=", ".join(f"{code} ({name.en})" for code, name in reasons.items()),
+            )
+        return reason
+
+    return known
+
+
+def _listed(reasons: dict[str, Name]) -> Any:
+    """How the OpenAPI document lists them."""
+    labels = " · ".join(f"`{code}` {name.zh} / {name.en}" for code, name in reasons.items())
+    return Field(description=labels, json_schema_extra={"enum": list(reasons)})
+
+
+class Withdrawing(Asked):
+    """Why a request is withdrawn. Raises RefusedError `unknown_reason`, with those there are."""
+
+    reason: Annotated[str, AfterValidator(_among(WITHDRAWING)), _listed(WITHDRAWING)] = "other"
+
+
+class Reopening(Asked):
+    """Why a request is reopened. Raises RefusedError `unknown_reason`, with those there are."""
+
+    reason: Annotated[str, AfterValidator(_among(REOPENING)), _listed(REOPENING)] = "other"
 
 
 class Rating(Asked):

@@ -69,6 +69,7 @@ async def ledger(world: World) -> AsyncIterator[Ledger]:
     bus = await Bus.connect(world.server.url, name="ledger", seed=world.identities.seed("ledger"))
     ledger = Ledger(world, bus)
     await bus.serve("qry.*.ledger.case", ledger.answer)
+    await bus.state()  # what is asked from now on is heard
     yield ledger
     await bus.drain()
 
@@ -181,6 +182,25 @@ async def test_rating_and_reopening_wait_until_it_is_done(world: World, act: Pos
     assert (reopened.status_code, (await act("reopen")).content) == (200, reopened.content)
     assert (await act("reopen", key="a-2")).json()["code"] == "wrong_state"
     assert (await facts(world, "request.rated"), await facts(world, "request.reopened")) == (1, 1)
+
+
+async def test_reasons_are_listed_and_only_these_are_taken(
+    world: World, intake: httpx2.AsyncClient, act: Post, submitted: dict[str, Any]
+) -> None:
+    listed = (await intake.get("/v1/reasons")).json()
+    schemas = (await intake.get("/openapi.json")).json()["paths"]
+    for verb in ("withdraw", "reopen"):
+        codes = [entry["reason"] for entry in listed[verb]]
+        assert all(entry["name"]["zh"] and entry["name"]["en"] for entry in listed[verb])
+        body = schemas[f"/v1/requests/{{tracking_code}}/{verb}"]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"]["properties"]["reason"]["enum"] == codes
+
+        problem = (await act(verb, body={"reason": "不要了"})).json()
+        assert (problem["code"], problem["field"]) == ("unknown_reason", "reason")
+        assert all(code in problem["detail"] and code in problem["detail_en"] for code in codes)
+    await done(world, submitted["id"])
+    assert (await act("reopen", body={"reason": "too_slow"})).json()["code"] == "unknown_reason"
+    assert (await act("reopen", body={"reason": "not_solved"})).status_code == 200
 
 
 @pytest.mark.parametrize("body", [{"grade": 6, "solved": True}, {"grade": "5", "solved": True}, {"grade": 5}, []])

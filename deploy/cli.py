@@ -26,7 +26,7 @@ PEOPLES_PACE = {"offer": {"amount": 15, "unit": "minutes"}, "close_after": {"amo
 HTTP_PORT = 8420
 
 app = typer.Typer(
-    help="派单 Paidan：居民诉求 → 网格任务 → 台账 / residents' requests become tasks, and a ledger.",
+    help="派单 Paidan：居民诉求 → 网格任务 → 账本 / residents' requests become tasks, and a ledger.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,10 +34,10 @@ app = typer.Typer(
 )
 bus_app = typer.Typer(help="总线 / the bus", no_args_is_help=True)
 register_app = typer.Typer(
-    help="台账登记：网格、清单、日历 / the register: areas, catalogue, calendars", no_args_is_help=True
+    help="台账：网格、清单、日历 / the register: areas, catalogue, calendars", no_args_is_help=True
 )
 members_app = typer.Typer(help="网格员与志愿者 / grid members and volunteers", no_args_is_help=True)
-ledger_app = typer.Typer(help="事实账本 / the ledger", no_args_is_help=True)
+ledger_app = typer.Typer(help="账本 / the ledger", no_args_is_help=True)
 app.add_typer(bus_app, name="bus")
 app.add_typer(register_app, name="register")
 app.add_typer(members_app, name="members")
@@ -126,13 +126,13 @@ def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: J
 
 @register_app.command(name="apply")
 def register_apply(
-    file: Annotated[Path, typer.Argument(help="登记册 JSON / a register document", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="台账 JSON / a register document", exists=True, dir_okay=False)],
     why: Annotated[str, typer.Option(help="变更缘由，记入账本 / why, for the ledger; default: the file's name")] = "",
     data: Data = DEFAULT_DATA,
     dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
-    """把登记册交给台账，变化即成事实 / hand a register to the ledger; each change becomes a fact."""
+    """导入台账，每处变化成为事实 / apply a register; each change becomes a fact."""
     from deploy.running import Running
 
     stack = Running.find(data)

@@ -546,7 +546,7 @@ async def post_register(
             )
     except httpx2.HTTPError as error:
         raise SetupError(
-            Said(f"无法连接台账服务 {ledger_url}", f"the ledger at {ledger_url} cannot be reached ({error})"),
+            Said(f"无法连接账本服务 {ledger_url}", f"the ledger at {ledger_url} cannot be reached ({error})"),
             Said("请确认 paidan up 正在运行", "see that `paidan up` is running"),
         ) from error
     if response.is_error:

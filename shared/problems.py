@@ -46,7 +46,7 @@ PROBLEMS: dict[str, Text] = {
     "unknown_area": Text(422, "无法确定所在网格:{what}", "No area is known for {what}", "请核对地点,或改用网格代码", "Check the place, or give an area code"),
     "outside": Text(422, "该坐标不在任何服务范围内", "These coordinates lie outside every area served", "请核对坐标与坐标系(WGS84、GCJ02、BD09)", "Check the coordinates and their crs (WGS84, GCJ02, BD09)"),
     "unknown_item": Text(422, "服务清单中没有 {item}", "The catalogue has no item {item}", "请从 /v1/catalogue 选择,或留空由系统识别", "Choose one from /v1/catalogue, or leave it out"),
-    "not_ready": Text(503, "台账尚未载入", "The register has not been loaded yet", "请先导入台账:paidan register apply", "Apply a register first: paidan register apply"),
+    "not_ready": Text(503, "系统正在准备,暂时不能受理", "Still being set up: no requests are taken yet", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
     "already_over": Text(409, "该诉求已{state}", "This request is already {state}", "如需继续,请重新提交", "Submit a new request if needed"),
     "already_rated": Text(409, "该诉求已评价,每轮只评一次", "This request has already been rated, once in each round", "如未解决,可申请重办", "Reopen it if it is not solved"),
     "unknown_reason": Text(422, "没有这个原因代码", "There is no such reason", "请选用:{reasons};清单见 /v1/reasons", "Choose one of: {reasons}; /v1/reasons lists them"),

@@ -200,7 +200,7 @@ AreaGiven = Annotated[str | None, Query(max_length=40)]
 def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> FastAPI:
     """The ledger's HTTP side."""
     app = create_shared_app(
-        "派单台账 / Paidan ledger", ready=ready, doorkeeper=doorkeeper, body_bytes_max=REGISTER_BYTES_MAX
+        "派单账本 / Paidan ledger", ready=ready, doorkeeper=doorkeeper, body_bytes_max=REGISTER_BYTES_MAX
     )
     barred = problems("unauthenticated", "forbidden", "foreign_district")
 

@@ -127,3 +127,24 @@ def test_the_validators_of_intake_speak_chinese() -> None:
         with pytest.raises(ValidationError) as caught:
             Submission.model_validate(body)
         assert said(caught.value.errors()[0])[0] in OWN.values()
+
+
+def test_what_a_resident_may_be_told_holds_no_command() -> None:
+    for code in (
+        "not_ready",
+        "unavailable",
+        "outside",
+        "unknown_area",
+        "too_many",
+        "already_over",
+        "not_found",
+        "invalid",
+    ):
+        text = PROBLEMS[code]
+        assert "paidan" not in text.zh + text.en + text.remedy_zh + text.remedy_en
+
+
+def test_the_register_and_the_ledger_have_a_word_each() -> None:
+    for text in PROBLEMS.values():
+        assert ("台账" in text.zh + text.remedy_zh) <= ("register" in text.en + text.remedy_en)
+        assert ("账本" in text.zh + text.remedy_zh) <= ("ledger" in text.en + text.remedy_en)

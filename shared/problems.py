@@ -62,6 +62,11 @@ PROBLEMS: dict[str, Text] = {
     "not_yourself": Text(403, "只能以本人身份操作", "Members act for themselves only", "请使用本人令牌", "Use your own token"),
     "no_leader": Text(503, "{district} 派单台暂时无人值守", "No desk leads {district} right now", "请用同一指令编号重试", "Retry with the same command id"),
     "unknown_district": Text(404, "没有辖区 {district}", "There is no district {district}", "请核对代码或先导入台账", "Check the code, or apply a register"),
+    "not_recovered": Text(503, "{district} 派单台正在恢复数据", "The desk of {district} is still recovering", "请 {retry_after} 秒后重试", "Try again in {retry_after} s"),
+    "district_missing": Text(422, "该令牌适用于所有辖区,请指明其中一个", "This token is for every district: name one of them", "请加上参数 district=辖区代码", "Add the parameter district=<code>"),
+    "not_listed": Text(422, "不在可选代码之内", "Not one of the codes that are accepted", "请选用:{accepted}", "Choose one of: {accepted}"),
+    "not_utf8": Text(422, "文件不是 UTF-8 编码", "The file is not UTF-8", "请在 Excel 中另存为 CSV UTF-8 后重新上传", "Save it as CSV UTF-8 and upload it again"),
+    "unknown_columns": Text(422, "表头有不认识的列:{columns}", "The header has unknown columns: {columns}", "可用的列:{known}", "Known columns: {known}"),
     # the ledger
     "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
     "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),

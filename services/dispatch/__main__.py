@@ -20,7 +20,12 @@ from shared.turns import recover, write_snapshot
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM: stop taking, finish the turn, answer, close."""
+    """
+    Serve until SIGTERM: stop taking, finish the turn, answer, close.
+
+    Raises:
+        OSError: the port is taken, or the connection to the bus is closed for good: whoever supervises us starts us anew.
+    """
     until = web.stop_on_signals()
     bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed())
     doorkeeper = Doorkeeper.from_file(settings.jwks_file)
@@ -42,13 +47,26 @@ async def run(settings: Settings) -> None:
     )
     tail = LiveTail(bus, events=settings.tail_events)
     app = create_app(bus, desks, tail, doorkeeper, until)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(desks.run())
-        group.create_task(tail.run(until))
-        group.create_task(web.serve(app, settings.http_host, settings.http_port, until=until))
-    for child in children.values():
-        child.wait(20)
-    await bus.drain()
+
+    async def stop_when_closed() -> None:
+        await bus.closed.wait()
+        telemetry.logger().error("bus_closed")
+        until.set()
+
+    watching = asyncio.create_task(stop_when_closed())
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(desks.run())
+            group.create_task(tail.run(until))
+            group.create_task(web.serve(app, settings.http_host, settings.http_port, until=until))
+    finally:
+        lost = bus.closed.is_set()
+        watching.cancel()
+        for child in children.values():
+            await asyncio.to_thread(child.wait, 20)
+        await bus.drain()
+    if lost:
+        raise OSError("the connection to the bus is closed for good")
 
 
 async def snapshot_once(settings: Settings, district: str) -> None:

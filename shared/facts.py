@@ -501,6 +501,10 @@ class AreaSet(RegisterFact):
     """Rings of [lon, lat] in 1e-7 degrees, outer first; empty where only words and code lead here."""
 
 
+PARTIES_MAX = 20
+"""Of one agreement: all of them are named in every envelope from the enclave, and an envelope's attributes are short."""
+
+
 class AgreementSet(RegisterFact):
     """What two offices agreed for an enclave (插花地)."""
 
@@ -509,7 +513,7 @@ class AgreementSet(RegisterFact):
 
     agreement: AreaCode
     area: AreaCode
-    parties: tuple[District, ...]
+    parties: Annotated[tuple[District, ...], Field(max_length=PARTIES_MAX)]
     lead: District
     services: tuple[Text, ...]
     valid_from: date
@@ -603,7 +607,7 @@ class PolicySet(RegisterFact):
 
 
 class RegisterApplied(RegisterFact):
-    """The end of one applied document, and the register's own fence."""
+    """The end of one batch of an applied document, and the register's own fence."""
 
     name = "register.applied"
     key = "by"
@@ -612,6 +616,8 @@ class RegisterApplied(RegisterFact):
     why: Text
     digest: Hex
     facts: Count
+    more: bool = False
+    """The document goes on in another batch: until that has come, what was applied before it holds."""
 
 
 CATALOGUE: tuple[type[Fact], ...] = (

@@ -4,7 +4,8 @@ The register (台账): from a document to facts.
 A document names entries; those that differ from what the register says become facts, the others are left alone, and so are
 entries that it does not name: nothing in a register is ever forgotten, it is given another date or other words. Applying a
 document twice therefore changes nothing. Facts are committed in atomic batches that end with `register.applied`, which is also
-the fence: of two who apply at the same time one is told that the register has moved.
+the fence: of two who apply at the same time one is told that the register has moved. Where a document needs several batches, all
+but the last say that there is `more`, so that who follows need not take half a document for the register.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
+import shapely
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.bus import Bus, Fence, Message
@@ -51,6 +53,9 @@ APPLIED = f"evt.{HUB}.ledger.{NOWHERE}.register.applied"
 CALENDAR_ALWAYS = "always"
 """Known without being set: day and night."""
 WAIT_S = 5.0
+
+Ring = tuple[tuple[int, int], ...]
+"""Points [lon, lat] in 1e-7 degrees, closed or not."""
 
 SECTIONS: Mapping[str, type[RegisterFact]] = {
     "districts": DistrictSet,
@@ -164,10 +169,15 @@ def digest(register: Register) -> str:
     return sha256(canonical(as_document(register))).hexdigest()
 
 
-def batches(changes: Sequence[Change]) -> list[list[RegisterFact]]:
-    """The facts to commit, in batches; empty where nothing changes."""
+def batches(changes: Sequence[Change], *, unfinished: bool = False) -> list[list[RegisterFact]]:
+    """
+    The facts to commit, in batches; none where nothing changes.
+
+    Args:
+        unfinished: the last document was broken off behind a batch that said `more`: somebody has to say that it has ended.
+    """
     facts = [change.fact for change in changes if change.change != "="]
-    return [facts[n : n + FACTS_MAX] for n in range(0, len(facts), FACTS_MAX)]
+    return [facts[n : n + FACTS_MAX] for n in range(0, len(facts), FACTS_MAX)] or ([[]] if unfinished else [])
 
 
 def _check(register: Register, path: str, entry: RegisterFact) -> None:
@@ -182,9 +192,7 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
             if entry.parent is not None:
                 _refer(f"{path}.parent", entry.parent, register.areas, "area")
                 _check_ancestors(register, path, entry)
-            for n, ring in enumerate(entry.polygon):
-                if len(ring) < 3 or any(abs(lon) > 1_800_000_000 or abs(lat) > 900_000_000 for lon, lat in ring):
-                    raise _invalid(f"{path}.polygon.{n}", "a ring has at least 3 points, [lon, lat] in 1e-7 degrees")
+            _check_polygon(f"{path}.polygon", entry.polygon)
         case AgreementSet():
             _refer(f"{path}.area", entry.area, register.areas, "area")
             for n, party in enumerate(entry.parties):
@@ -204,6 +212,31 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
                 raise _invalid(f"{path}.quiet", "minutes of the day, 1440 at most")
         case _:
             pass
+
+
+def _check_polygon(path: str, rings: Sequence[Ring]) -> None:
+    for n, ring in enumerate(rings):
+        if any(abs(lon) > 1_800_000_000 or abs(lat) > 900_000_000 for lon, lat in ring):
+            raise _invalid(f"{path}.{n}", "points are [lon, lat] in 1e-7 degrees", "坐标须为 [经度, 纬度],单位 1e-7 度")
+        if len(set(ring)) < 3:
+            raise _invalid(f"{path}.{n}", "a ring has at least 3 different points", "一个环至少要有 3 个不同的点")
+        if why := _broken(shapely.Polygon(ring)):
+            raise _invalid(
+                f"{path}.{n}",
+                f"the ring crosses or touches itself ({why}): list its points once, in the order in which they lie",
+                f"环自相交或自接触({why}):请沿边界依次列出各点,每点只列一次",
+            )
+    if rings and (why := _broken(shapely.Polygon(rings[0], rings[1:]))):
+        raise _invalid(
+            path,
+            f"the rings do not fit ({why}): the first is the outline, the others are holes inside it, apart from each other",
+            f"各环互相矛盾({why}):第一个环为外边界,其余为其内部互不相交的孔",
+        )
+
+
+def _broken(shape: shapely.Polygon) -> str | None:
+    """What is wrong with a shape, and where; None where it is sound."""
+    return None if shape.is_valid else str(shapely.is_valid_reason(shape))
 
 
 def _check_calendar(path: str, calendar: CalendarSet) -> None:
@@ -249,8 +282,8 @@ def _refer(path: str, key: str, among: Mapping[str, Any], kind: str) -> None:
         raise _invalid(path, f"there is no {kind} {key}, neither in the document nor in the register")
 
 
-def _invalid(path: str, why: str) -> RefusedError:
-    return RefusedError("invalid", field=path, why=f"{path}: {why}")
+def _invalid(path: str, why: str, zh: str | None = None) -> RefusedError:
+    return RefusedError("invalid", field=path, why=f"{path}: {zh or why}", why_en=f"{path}: {why}")
 
 
 def _key(entry: RegisterFact) -> tuple[Any, ...]:
@@ -299,12 +332,14 @@ class Registry:
 
     Attributes:
         sequence: of the last `register.applied` folded in; the fence of the next change.
+        unfinished: that one said there is more.
     """
 
     bus: Bus
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     register: Register = field(default_factory=Register)
     sequence: int = 0
+    unfinished: bool = False
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -313,17 +348,19 @@ class Registry:
         try:
             while not stop.is_set():
                 deliveries = await reader.wait(0.5)
-                register, sequence = self.register, self.sequence
+                register, sequence, unfinished = self.register, self.sequence, self.unfinished
                 for delivery in deliveries:
                     try:
-                        register = evolve(register, decode(delivery.subject, delivery.data).fact)
+                        fact = decode(delivery.subject, delivery.data).fact
+                        register = evolve(register, fact)
+                        unfinished = fact.more if isinstance(fact, RegisterApplied) else unfinished
                     except MalformedError as why:
                         logger().error("register_fact_ignored", sequence=delivery.sequence, why=str(why))
                     if delivery.subject == APPLIED:
                         sequence = delivery.sequence
                 if deliveries:
                     async with self._moved:
-                        self.register, self.sequence = register, sequence
+                        self.register, self.sequence, self.unfinished = register, sequence, unfinished
                         self._moved.notify_all()
         finally:
             await reader.close()
@@ -354,7 +391,7 @@ class Registry:
         register = await self.current()
         fence = self.sequence
         changes = diff(register, wanted)
-        todo = batches(changes)
+        todo = batches(changes, unfinished=self.unfinished)
         now = instant(self.now())
         applied = not dry_run and bool(todo)
         after = register
@@ -365,7 +402,7 @@ class Registry:
             encoded.append((batch, digest(after)))
         if applied:
             messages = [
-                _messages(batch, state, base=fence, n=n, now=now, by=by, why=why)
+                _messages(batch, state, base=fence, n=n, now=now, by=by, why=why, more=n + 1 < len(encoded))
                 for n, (batch, state) in enumerate(encoded)
             ]
             for batch_messages in messages:
@@ -418,10 +455,10 @@ class Registry:
 
 
 def _messages(
-    facts: Sequence[RegisterFact], state: str, *, base: int, n: int, now: datetime, by: str, why: str
+    facts: Sequence[RegisterFact], state: str, *, base: int, n: int, now: datetime, by: str, why: str, more: bool
 ) -> list[Message]:
     """A batch as it is published. Ids follow from what it is based on and what it says."""
-    marker = RegisterApplied(by=by, why=why, digest=state, facts=len(facts))
+    marker = RegisterApplied(by=by, why=why, digest=state, facts=len(facts), more=more)
     messages = []
     for fact in (*facts, marker):
         area = fact.area if isinstance(fact, AreaSet | AgreementSet) else NOWHERE

@@ -1,18 +1,27 @@
 """From a register document to facts: only what differs, and only what holds together."""
 
+import asyncio
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.ledger.registering import as_document, batches, diff, digest, read
-from shared.envelope import canonical
+from deploy.identities import Identities
+from deploy.servers import NatsServer
+from services.ledger.registering import Registry, as_document, batches, diff, digest, read
+from shared import streams
+from shared.bus import Bus, Message
+from shared.envelope import Envelope, canonical
 from shared.errors import RefusedError
+from shared.facts import HUB, NOWHERE, RegisterApplied
+from shared.problems import problem
 from shared.register import Register, evolve
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
+SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 
 
 def applied(*documents: Any) -> Register:
@@ -50,6 +59,47 @@ def test_a_batch_has_room_for_its_end() -> None:
     assert len(sizes) == 3
 
 
+def test_a_document_that_was_broken_off_is_ended_even_where_nothing_is_left_to_say() -> None:
+    assert batches([], unfinished=True) == [[]]
+    assert batches([]) == []
+    changes = diff(Register(), read(DOCUMENT))
+    assert batches(changes, unfinished=True) == batches(changes)
+
+
+async def applied_markers(bus: Bus) -> list[tuple[int, bool]]:
+    """What the ends of batches say: how many facts, and whether there is more."""
+    markers = []
+    for sequence in range(1, (await bus.state()).last + 1):
+        stored = await bus.at(sequence)
+        assert stored is not None
+        fact = json.loads(stored.data)
+        if fact["type"] == RegisterApplied.type():
+            markers.append((fact["data"]["facts"], fact["data"]["more"]))
+    return markers
+
+
+async def test_only_the_last_batch_of_a_document_ends_it(fresh_nats: NatsServer, identities: Identities) -> None:
+    bus = await Bus.connect(fresh_nats.url, name="admin", seed=identities.seed("admin"))
+    await streams.apply(bus)
+    registry, stop = Registry(bus), asyncio.Event()
+    following = asyncio.create_task(registry.run(stop))
+    item = DOCUMENT["items"][0]
+    items = [{**item, "item": f"i{n}"} for n in range(1500)]
+    await registry.apply({"items": items}, why="many", by="admin:a")
+    assert await applied_markers(bus) == [(999, True), (501, False)]
+
+    broken_off = RegisterApplied(by="admin:a", why="cut", digest="ab", facts=0, more=True)
+    envelope = Envelope("cut", HUB, NOWHERE, datetime(2026, 1, 1, tzinfo=UTC), broken_off, HUB)
+    await bus.commit([Message(envelope.subject, envelope.encode())])
+    answer = await registry.apply({"items": items}, why="again", by="admin:a")
+    assert (answer["applied"], answer["facts"]) == (True, 0)
+    assert not (await registry.apply({"items": items}, why="again", by="admin:a"))["applied"]
+    assert (await applied_markers(bus))[2:] == [(0, True), (0, False)]
+    stop.set()
+    await following
+    await bus.drain()
+
+
 def first(section: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
     def change(document: dict[str, Any]) -> None:
         document[section][0].update(changes)
@@ -65,6 +115,12 @@ def first(section: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         ("areas.0.parent", first("areas", parent="nowhere")),
         ("areas.0.parent", first("areas", parent=DOCUMENT["areas"][0]["area"])),
         ("areas.0.polygon.0", first("areas", polygon=[[[1, 2], [3, 4]]])),
+        ("areas.0.polygon.0", first("areas", polygon=[[[1, 2], [3, 4], [1, 2]]])),
+        ("areas.0.polygon.0", first("areas", polygon=[[[0, 0], [9, 9], [9, 0], [0, 9]]])),
+        ("areas.0.polygon.0", first("areas", polygon=[[[0, 0], [1_800_000_001, 0], [0, 9]]])),
+        ("areas.0.polygon.1", first("areas", polygon=[SQUARE, [[2, 2], [3, 3]]])),
+        ("areas.0.polygon", first("areas", polygon=[SQUARE, [[20, 20], [30, 20], [30, 30]]])),
+        ("agreements.0.parties", first("agreements", parties=[f"{420100 + n}" for n in range(21)])),
         ("areas.0.valid_from", first("areas", valid_from="yesterday")),
         ("areas.0.colour", first("areas", colour="red")),
         ("areas.1", lambda document: document["areas"].insert(1, document["areas"][0])),
@@ -94,6 +150,20 @@ def test_what_does_not_hold_together_is_refused_by_entry_and_field(
     with pytest.raises(RefusedError) as refused:
         diff(Register(), read(document))
     assert (refused.value.code, refused.value.field) == ("invalid", field)
+
+
+def test_a_ring_that_crosses_itself_is_refused_with_what_to_do_in_both_languages() -> None:
+    crossed = {**DOCUMENT["areas"][0], "polygon": [[[0, 0], [9, 9], [9, 0], [0, 9]]]}
+    with pytest.raises(RefusedError) as refused:
+        diff(applied(DOCUMENT), read({"areas": [crossed]}))
+    document = problem(refused.value)
+    assert "依次列出各点" in document["title"]
+    assert "list its points once" in document["title_en"]
+
+
+@pytest.mark.parametrize("polygon", [[SQUARE], [[*SQUARE, SQUARE[0]]], [SQUARE, [[2, 2], [3, 2], [3, 3]]], []])
+def test_sound_rings_closed_or_not_are_taken(polygon: list[Any]) -> None:
+    assert diff(applied(DOCUMENT), read({"areas": [{**DOCUMENT["areas"][0], "polygon": polygon}]}))
 
 
 @pytest.mark.parametrize("document", [None, [], "register", {"areas": {}}, {"areas": [None]}])

@@ -23,7 +23,8 @@ from shared.facts import (
 from shared.ids import derived_id
 from shared.turns import Command, Decision, Input, Work
 
-ATTEMPTS_MAX = 5
+ATTEMPTS_MAX = 10
+"""Eight and a half minutes from the first to the last: a receiver may be restarted meanwhile."""
 URGENT = 2
 """From this urgency on a message breaks through quiet hours."""
 OVERTAKEN = "overtaken"

@@ -59,6 +59,10 @@ def test_an_offer_that_was_overtaken_before_it_went_out_is_given_up() -> None:
     assert fact.fact == NoticeFailed(notice_id=only(post).id, channel="none", attempt=0, code="overtaken")
 
 
+def test_a_receiver_may_be_away_for_eight_minutes() -> None:
+    assert timedelta(minutes=8) < sum(map(backoff, range(1, ATTEMPTS_MAX)), timedelta()) < timedelta(minutes=10)
+
+
 def test_a_failure_is_tried_again_with_growing_delay_and_given_up_in_the_end() -> None:
     post, _ = when(given(), offered(LI))
     id = only(post).id
@@ -67,7 +71,7 @@ def test_a_failure_is_tried_again_with_growing_delay_and_given_up_in_the_end() -
         post, (fact,) = report(post, failed(id, attempt))
         assert isinstance(fact.fact, NoticeFailed)
         delays.append(fact.fact.retry_at and (fact.fact.retry_at - NOON) / timedelta(seconds=1))
-    assert delays == [1, 2, 4, 8, None]
+    assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, None]
     assert (len(post.notices), dict(post.failed)) == (0, {"refused": 1})
     assert post.tasks[TASK].told == ()
 

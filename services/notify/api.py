@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from services.notify.model import Post
 from shared import web
-from shared.auth import Doorkeeper
+from shared.auth import EVERYWHERE, Doorkeeper
 from shared.errors import RefusedError
 
 
@@ -48,13 +48,21 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
         "/v1/notices",
         tags=["notices"],
         summary="消息统计 / how many messages were sent, failed, wait",
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "unknown_district"),
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "unknown_district", "invalid"),
     )
-    async def notices(caller: web.CallerNeeded, district: Annotated[str, Query(pattern=r"^\d{6}$")]) -> Counts:
-        caller.need("clerk", "dispatcher", "supervisor", "auditor", district=district)
-        post = served.state(district)
+    async def notices(
+        caller: web.CallerNeeded,
+        district: Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="default: the token's")] = None,
+    ) -> Counts:
+        of = district or caller.district
+        caller.need("clerk", "dispatcher", "supervisor", "auditor", district=of)
+        if of == EVERYWHERE:
+            raise RefusedError(
+                "invalid", field="district", why="请指明辖区:?district=420106", why_en="name one: ?district=420106"
+            )
+        post = served.state(of)
         if post is None:
-            raise RefusedError("unknown_district", district=district)
+            raise RefusedError("unknown_district", district=of)
         return counts(post)
 
     return app

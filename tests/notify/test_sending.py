@@ -359,6 +359,7 @@ async def test_staff_see_how_many_messages_went_out(ground: Ground, web: WebRece
     staff = issue_token(ground.identities, "staff-1", WUCHANG, ["dispatcher"])
     await asyncio.sleep(0.1)
     counts = (await process.get(f"/v1/notices?district={WUCHANG}", staff)).json()
+    assert (await process.get("/v1/notices", staff)).json() == counts  # the token's own
     assert counts == {
         "district": WUCHANG, "queued": 2, "waiting": 0, "held": 0, "retrying": 0, "sent": {"console": 1, "wecom": 1}, "failed": {},
     }  # fmt: skip
@@ -372,9 +373,18 @@ async def test_staff_see_how_many_messages_went_out(ground: Ground, web: WebRece
         ("elsewhere", elsewhere, WUCHANG),
         ("unknown", everywhere, "999999"),
         ("malformed", everywhere, "wuchang"),
+        ("none in particular", everywhere, ""),
     ):
-        codes[name] = (await process.get(f"/v1/notices?district={district}", token)).status_code
-    assert codes == {"nobody": 401, "member": 403, "elsewhere": 403, "unknown": 404, "malformed": 422}
+        asked = f"?district={district}" if district else ""
+        codes[name] = (await process.get(f"/v1/notices{asked}", token)).status_code
+    assert codes == {
+        "nobody": 401,
+        "member": 403,
+        "elsewhere": 403,
+        "unknown": 404,
+        "malformed": 422,
+        "none in particular": 422,
+    }
     metrics = (await process.get("/metrics")).text
     assert f'paidan_notices_total{{channel="wecom",code="",district="{WUCHANG}",result="sent"}} 1.0' in metrics
     assert process.end(signal.SIGTERM) == 0

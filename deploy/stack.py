@@ -363,7 +363,6 @@ class Stack:
             "NATS_URL": self.bus_url,
             **({"MONGODB_URI": self.ledger_uri} if child.service == "ledger" else {}),
             **({"PAIDAN_NATS_SEED_FILE": str(seed_file)} if seed_file else {}),
-            "PAIDAN_NAME": child.name,
             "PAIDAN_INSTANCE": str(child.instance),
             "PAIDAN_HTTP_HOST": HOST,
             "PAIDAN_HTTP_PORT": str(child.port),

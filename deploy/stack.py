@@ -369,9 +369,16 @@ class Stack:
             "PAIDAN_JWKS_FILE": str(self.identities.jwks_file),
             "PAIDAN_SECRETS_DIR": str(self.identities.secrets_dir(child.service)),
             "PAIDAN_LOG_FORMAT": "json",
+            **self._links(child),
             **self.environment.get("*", {}),
             **self.environment.get(child.service, {}),
         }
+
+    def _links(self, child: Child) -> dict[str, str]:
+        """Where links in messages lead, unless somebody has said."""
+        if child.service != "notify" or "dispatch" not in self.urls or os.environ.get("PAIDAN_PUBLIC_URL"):
+            return {}
+        return {"PAIDAN_PUBLIC_URL": self.urls["dispatch"]}
 
     async def _spawn(self, child: Child) -> None:
         if child.log.exists() and child.log.stat().st_size > LOG_BYTES_MAX:

@@ -18,7 +18,7 @@ class Settings(ServiceSettings):
 
     Attributes:
         districts: six-digit codes, separated by commas; `*` follows the register.
-        public_url: where links in messages lead.
+        public_url: of dispatch, or of what stands before it: links in messages lead to `/v1/tasks/<id>` there.
         channels_file: JSON, channel → Apprise URL with `{id}` for the recipient; a secret.
         caps: JSON, channel → [messages, seconds], over the built-in ones: `{"mail": [600, 60]}`.
         templates_dir: an office's own texts.

@@ -102,7 +102,7 @@ class Wording:
         Compile every template and try each.
 
         Args:
-            public_url: where links lead, without a slash at the end.
+            public_url: of dispatch, or of what stands before it: links lead to `/v1/tasks/<id>` there.
             folder: an office's own templates; what it does not hold is as here.
         Raises:
             ValueError: a template is wrong; names it.
@@ -130,7 +130,7 @@ class Wording:
             area=_say(_area(post, notice.area, day), language),
             urgent=notice.urgent,
             until=f"{notice.until.astimezone(zone):%m-%d %H:%M}" if notice.until else "",
-            link=f"{self.public_url}/t/{short(notice.task)}",
+            link=f"{self.public_url}/v1/tasks/{notice.task}",
         )
 
     def digest(self, post: Post, notices: Iterable[Notice], language: Language) -> Text:
@@ -140,7 +140,9 @@ class Wording:
             return self.message(post, held[0], language)
         titles = [self.message(post, notice, language).title for notice in held[:DIGEST_LINES_MAX]]
         more = len(held) - len(titles)
-        return self._text(DIGEST, language, count=len(held), titles=titles, more=more, link=f"{self.public_url}/t")
+        return self._text(
+            DIGEST, language, count=len(held), titles=titles, more=more, link=f"{self.public_url}/v1/tasks"
+        )
 
     def _text(self, template: str, language: Language, **values: object) -> Text:
         title, _, body = self.templates[f"{template}.{language}"].render(values).strip().partition("\n")
@@ -152,16 +154,11 @@ _EXAMPLE = {
     "area": "欧景苑",
     "urgent": True,
     "until": "11-22 09:00",
-    "link": "https://example.org/t/1",
+    "link": "https://example.org/v1/tasks/1",
     "count": 2,
     "titles": ["甲", "乙"],
     "more": 1,
 }
-
-
-def short(task_id: str) -> str:
-    """A task's id as links have it: its last twelve digits, which are random in every kind of id."""
-    return task_id[-12:]
 
 
 def plain_line(value: str) -> str:

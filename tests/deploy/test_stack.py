@@ -46,8 +46,8 @@ def _service(_: str) -> Sequence[str]:
     return (sys.executable, "-c", _SERVICE)
 
 
-def _stack(data: Path, **more: object) -> Stack:
-    return Stack(data, None, None, services=("intake", "dispatch"), command=_service, **more)  # type: ignore[arg-type]
+def _stack(data: Path, services: Sequence[str] = ("intake", "dispatch"), **more: object) -> Stack:
+    return Stack(data, None, None, services=services, command=_service, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -61,6 +61,16 @@ async def _environment_of(url: str) -> dict[str, str]:
     async with httpx2.AsyncClient(trust_env=False) as client:
         answer: dict[str, str] = (await client.get(f"{url}/readyz")).json()
         return answer
+
+
+async def test_links_in_messages_lead_to_dispatch_unless_somebody_has_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _stack(tmp_path / "data", ("dispatch", "notify")) as stack:
+        assert (await _environment_of(stack.urls["notify"]))["PAIDAN_PUBLIC_URL"] == stack.urls["dispatch"]
+    monkeypatch.setenv("PAIDAN_PUBLIC_URL", "https://paidan.example.org")
+    async with _stack(tmp_path / "data", ("dispatch", "notify")) as stack:
+        assert (await _environment_of(stack.urls["notify"]))["PAIDAN_PUBLIC_URL"] == "https://paidan.example.org"
 
 
 async def test_a_service_is_told_where_things_are_and_no_more(stack: Stack) -> None:

@@ -34,7 +34,7 @@ def test_an_offer_in_chinese() -> None:
     assert text.title == "【紧急】派单：路灯不亮"
     assert text.body == (
         "新湘小区有一项任务派给您：路灯不亮。请在 11-22 12:30 前接单或拒单。\n"
-        f"https://paidan.example.org/t/{TASK[-12:]}"
+        f"https://paidan.example.org/v1/tasks/{TASK}"
     )
 
 

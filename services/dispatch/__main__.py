@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 
 import uvloop
@@ -16,7 +15,7 @@ from shared import telemetry, web
 from shared.auth import Doorkeeper
 from shared.bus import Bus
 from shared.errors import PaidanError
-from shared.turns import recover, write_snapshot
+from shared.snapshots import Snapshots, asked, write
 
 
 async def run(settings: Settings) -> None:
@@ -29,20 +28,14 @@ async def run(settings: Settings) -> None:
     until = web.stop_on_signals()
     bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed())
     doorkeeper = Doorkeeper.from_file(settings.jwks_file)
-    children: dict[str, subprocess.Popen[bytes]] = {}
-
-    def snapshot(district: str) -> None:
-        """In a child process: writing a large state down would hold up the turn."""
-        if district not in children or children[district].poll() is not None:
-            children[district] = subprocess.Popen([sys.executable, "-m", "services.dispatch", "snapshot", district])
-
+    snapshots = Snapshots("dispatch")
     desks = Desks(
         bus,
         doorkeeper,
         districts=settings.districts,
         instance=f"dispatch-{settings.instance}",
         until=until,
-        snapshot=snapshot,
+        snapshot=snapshots.begin,
         snapshot_facts=settings.snapshot_facts,
     )
     tail = LiveTail(bus, events=settings.tail_events)
@@ -62,22 +55,10 @@ async def run(settings: Settings) -> None:
     finally:
         lost = bus.closed.is_set()
         watching.cancel()
-        for child in children.values():
-            await asyncio.to_thread(child.wait, 20)
+        await snapshots.end()
         await bus.drain()
     if lost:
         raise OSError("the connection to the bus is closed for good")
-
-
-async def snapshot_once(settings: Settings, district: str) -> None:
-    """Recover from what there is and write down what came of it."""
-    bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed())
-    try:
-        fold = await recover(bus, RULES, district)
-        await write_snapshot(bus, fold)
-        telemetry.logger().info("snapshot_written", district=district, folded=fold.folded)
-    finally:
-        await bus.drain()
 
 
 def main() -> int:
@@ -85,8 +66,8 @@ def main() -> int:
     settings = Settings()
     telemetry.configure("dispatch", settings.instance, format=settings.log_format, level=settings.log_level)
     try:
-        if sys.argv[1:2] == ["snapshot"]:
-            uvloop.run(snapshot_once(settings, sys.argv[2]))
+        if district := asked(sys.argv[1:]):
+            uvloop.run(write(settings, RULES, district))
         else:
             uvloop.run(run(settings))
     except (PaidanError, OSError) as why:

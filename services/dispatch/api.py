@@ -17,7 +17,7 @@ from services.dispatch.decide import unchanged
 from services.dispatch.desk import Desks
 from services.dispatch.matching import workload
 from services.dispatch.model import Task
-from services.dispatch.streaming import LiveTail, Wanted
+from services.dispatch.streaming import OFFICE, LiveTail, Wanted
 from shared import web
 from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
 from shared.bus import Bus
@@ -193,7 +193,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     ) -> dict[str, Any]:
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
         desk = desks[district_of(caller, district)]
-        if caller.roles <= {"member"}:
+        if not caller.roles & OFFICE:
             member = caller.id
         found = [
             task
@@ -219,7 +219,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     async def one(task: str, caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
         found = desks[district_of(caller, district)].state.tasks.get(task)
-        if found is None or (caller.roles <= {"member"} and caller.id not in (found.holder, *found.tried)):
+        if found is None or (not caller.roles & OFFICE and caller.id not in (found.holder, *found.tried)):
             raise RefusedError("unknown_task", task=task)
         return _shown(found)
 
@@ -319,8 +319,13 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         if after is not None and after > tail.last and after > (await bus.state()).last:
             raise RefusedError("bad_cursor", field="Last-Event-ID", last=tail.last)
 
+        asked: set[str] = set()
+        if wanted.member is not None:
+            for desk in (turns for code, turns in desks.desks.items() if wanted.district in (code, EVERYWHERE)):
+                asked |= {task.id for task in desk.state.tasks.values() if wanted.member in task.tried}
+
         async def events() -> AsyncIterator[bytes]:
-            async for lines in tail.watch(wanted, after, until):
+            async for lines in tail.watch(wanted, after, until, asked=asked):
                 yield lines
 
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

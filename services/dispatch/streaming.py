@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -22,6 +22,12 @@ PRIVATE = ("match.", "turn.", "notice.", "member.")
 KEEPALIVE_S = 15.0
 LINGER_S = 30.0
 """How long the tail is followed after the last client has gone: most come back."""
+LEEWAY_S = 5.0
+"""As at the door: clocks differ, so a token holds a little longer than it says."""
+OFFICE = frozenset({"clerk", "dispatcher", "supervisor", "auditor", "admin"})
+"""Who works for the office as a whole; anybody else sees what concerns themselves."""
+BETWEEN_DESK_AND_ONE = ("task.offered", "task.declined", "task.expired")
+"""Whom else a desk asked, and why they said no, is not their colleagues' affair."""
 
 
 class Event(NamedTuple):
@@ -33,18 +39,26 @@ class Event(NamedTuple):
     name: str
     districts: tuple[str, ...]
     data: bytes
+    task: str = ""
+    members: tuple[str, ...] = ()
+    """Whom it names."""
 
     @classmethod
     def of(cls, delivery: Delivery) -> Event | None:
         """From what the bus delivered; None for what is no fact."""
         try:
             _, district, _, area, entity, fact, *_ = delivery.subject.split(".", 6)
-            districts = tuple(orjson.loads(delivery.data)["districts"].split(","))
+            document = orjson.loads(delivery.data)
+            districts = tuple(document["districts"].split(","))
+            about = document["data"]
+            task, members = str(about.get("task_id", "")), tuple(map(str, about.get("members", ())))
+            if "member_id" in about:
+                members = (*members, str(about["member_id"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         if b"\n" in delivery.data or b"\r" in delivery.data:
             return None  # not canonical, so no fact; and a line break would end the event's data
-        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, delivery.data)
+        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, delivery.data, task, members)
 
     def lines(self) -> bytes:
         """As server-sent event; its id is the stream's sequence."""
@@ -52,11 +66,20 @@ class Event(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What one client wants to see, and may."""
+    """
+    What one client wants to see, and may.
+
+    Attributes:
+        member: set for somebody who is no more than a member: they see what names them, and what becomes of tasks they were asked
+            about.
+        expires: when their token ends, seconds since 1970, and with it what they are shown.
+    """
 
     district: str
     area: str | None = None
     types: tuple[str, ...] = ()
+    member: str | None = None
+    expires: float = float("inf")
 
     @classmethod
     def by(cls, caller: Caller, district: str | None, area: str | None, types: str | None) -> Wanted:
@@ -64,10 +87,28 @@ class Wanted(NamedTuple):
         of = district or caller.district
         if not caller.of(of) and of != caller.district:
             raise RefusedError("foreign_district", district=of, yours=caller.district)
-        return cls(of, area, tuple(t.strip() for t in types.split(",") if t.strip()) if types else ())
+        return cls(
+            of,
+            area,
+            tuple(t.strip() for t in types.split(",") if t.strip()) if types else (),
+            None if caller.roles & OFFICE else caller.id,
+            caller.expires,
+        )
 
-    def shows(self, event: Event) -> bool:
-        """Whether this client gets this event: its office serves, or the fact is shared with it."""
+    @property
+    def over(self) -> bool:
+        """Whether their token has ended."""
+        return time.time() > self.expires + LEEWAY_S
+
+    def shows(self, event: Event, asked: Iterable[str] = ()) -> bool:
+        """
+        Whether this client gets this event: its office serves, or the fact is shared with it.
+
+        Args:
+            asked: the tasks that the client, a member, was asked about.
+        """
+        if self.member is not None and not self._concerns(event, asked):
+            return False
         if self.district != EVERYWHERE and event.district != self.district:
             if self.district not in event.districts and HUB not in event.districts:
                 return False
@@ -78,6 +119,11 @@ class Wanted(NamedTuple):
         if self.types:
             return event.name.startswith(self.types)
         return not event.name.startswith("turn.")
+
+    def _concerns(self, event: Event, asked: Iterable[str]) -> bool:
+        if not event.name.startswith("task."):
+            return False
+        return self.member in event.members or (event.task in asked and event.name not in BETWEEN_DESK_AND_ONE)
 
 
 class LiveTail:
@@ -145,34 +191,54 @@ class LiveTail:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def watch(self, wanted: Wanted, after: int | None, until: asyncio.Event) -> AsyncIterator[bytes]:
+    async def watch(
+        self, wanted: Wanted, after: int | None, until: asyncio.Event, *, asked: Iterable[str] = ()
+    ) -> AsyncIterator[bytes]:
         """
         Server-sent events from a sequence on (None: from now), without loss or repeat; comments keep the connection alive.
+
+        It ends with the token of whoever watches.
+
+        Args:
+            asked: the open tasks that a member was asked about before; those that they are asked about later are noticed.
         """
+        theirs = set(asked)
+
+        def shown(event: Event) -> bool:
+            if event.name == "task.offered" and wanted.member in event.members:
+                theirs.add(event.task)
+            return wanted.shows(event, theirs)
+
         self._watching += 1
         try:
             self._asked.set()
             await self._began.wait()
             position = self.last if after is None else after
+            if wanted.member is not None:
+                theirs |= {e.task for e in self._events if e.name == "task.offered" and wanted.member in e.members}
             yield b": paidan %d\n\n" % position
-            while not until.is_set():
+            while not until.is_set() and not wanted.over:
                 if position < self._floor:
                     async for sequence, event in self._catch_up(position, until):
                         position = sequence
-                        if event and wanted.shows(event):
+                        if wanted.over:
+                            break
+                        if event and shown(event):
                             yield event.lines()
                     continue  # the tail has moved on meanwhile: look again before trusting it
                 changed, last = self._changed, self.last
                 for event in self._events[bisect_right(self._sequences, position) :]:
-                    if wanted.shows(event):
+                    if shown(event):
                         yield event.lines()
                 position = max(position, last)
                 if position >= self.last:
                     try:
-                        async with asyncio.timeout(KEEPALIVE_S):
+                        wait_s = max(0.0, min(KEEPALIVE_S, wanted.expires + LEEWAY_S + 0.01 - time.time()))
+                        async with asyncio.timeout(wait_s):
                             await changed.wait()
                     except TimeoutError:
-                        yield b": %d\n\n" % position
+                        if not wanted.over:
+                            yield b": %d\n\n" % position
         finally:
             self._watching -= 1
 

@@ -31,11 +31,16 @@ async def test_it_ends_when_the_connection_is_closed_for_good(
     async def connected(*_: Any, **__: Any) -> Bus:
         return bus
 
-    monkeypatch.setattr(main.Bus, "connect", connected)
+    monkeypatch.setattr(Bus, "connect", connected)
     seed = tmp_path / "seed"
     seed.write_text(identities.seed("dispatch"))
-    settings = Settings(
-        nats_url=fresh_nats.url, nats_seed_file=seed, jwks_file=identities.jwks_file, http_port=free_port()
+    settings = Settings.model_validate(
+        {
+            "NATS_URL": fresh_nats.url,
+            "nats_seed_file": seed,
+            "jwks_file": identities.jwks_file,
+            "http_port": free_port(),
+        }
     )
     running = asyncio.create_task(main.run(settings))
     await asyncio.sleep(0.5)

@@ -2,19 +2,36 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx2
 import pytest
 
+from services.dispatch import streaming
 from services.dispatch.streaming import Event, LiveTail, Wanted
 from shared.auth import Caller
 from shared.bus import Delivery, Message
 from shared.envelope import Envelope
 from shared.errors import RefusedError
-from shared.facts import MatchExplained, TaskAccepted
+from shared.facts import Fact, MatchExplained, TaskAccepted, TaskClosed, TaskDeclined, TaskExpired, TaskOffered
 from tests.dispatch.conftest import Service
-from tests.examples import LI, OUJING, QINGSHAN, TASK, TEAM, WUCHANG, XINXIANG, envelope, id_of, submitted
+from tests.examples import (
+    LEAK,
+    LI,
+    NOW,
+    OFFER,
+    OUJING,
+    QINGSHAN,
+    TASK,
+    TEAM,
+    WANG,
+    WUCHANG,
+    XINXIANG,
+    envelope,
+    id_of,
+    submitted,
+)
 
 SHARED = f"{WUCHANG},{QINGSHAN}"
 
@@ -207,6 +224,90 @@ def test_what_could_end_an_event_by_a_line_break_is_no_fact() -> None:
     fact = accepted(1)
     pretty = json.dumps(json.loads(fact.encode()), indent=1).encode()
     assert Event.of(Delivery(7, 0, fact.subject, pretty)) is None
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+
+
+def told(fact: Fact, *, asked: tuple[str, ...] = (), roles: frozenset[str] = frozenset({"member"})) -> bool:
+    """Whether Li, who has these roles and was asked about these tasks, sees it."""
+    what = Wanted.by(Caller(LI, WUCHANG, roles), None, None, None)
+    return what.shows(event(envelope(fact, area="-" if fact.name.startswith("match") else OUJING)), asked)
+
+
+def offered(*members: str) -> TaskOffered:
+    """An offer to these."""
+    return TaskOffered(
+        task_id=TASK, wave=1, members=members, item=LEAK, urgency=0, until=NOW + OFFER, match_id=id_of("m")
+    )
+
+
+def test_a_member_sees_what_names_them_and_what_becomes_of_what_they_were_asked() -> None:
+    assert told(offered(LI))
+    assert told(TaskAccepted(task_id=TASK, member_id=LI))
+    assert told(TaskAccepted(task_id=TASK, member_id=WANG), asked=(TASK,))
+    assert told(TaskClosed(task_id=TASK, reason="withdrawn"), asked=(TASK,))
+
+
+def test_a_member_sees_nothing_about_others() -> None:
+    for fact in (
+        offered(WANG),
+        TaskAccepted(task_id=TASK, member_id=WANG),
+        TaskClosed(task_id=TASK, reason="withdrawn"),
+        submitted(),
+        TEAM[0],
+        TEAM[1],
+        EXPLAINED.fact,
+    ):
+        assert not told(fact)
+        assert told(fact, roles=frozenset({"member", "dispatcher"}))
+
+
+def test_whom_else_the_desk_asked_and_why_they_said_no_is_not_shown() -> None:
+    for fact in (
+        offered(WANG),
+        TaskDeclined(task_id=TASK, member_id=WANG, reason="off_sick"),
+        TaskExpired(task_id=TASK, wave=1, members=(WANG,)),
+        EXPLAINED.fact,
+    ):
+        assert not told(fact, asked=(TASK,))
+
+
+def test_a_role_that_nobody_knows_widens_nothing() -> None:
+    assert not told(offered(WANG), roles=frozenset({"member", "poet"}))
+
+
+async def test_a_member_hears_how_what_they_were_offered_ends(service: Service) -> None:
+    first = (await service.bus.state()).last
+    facts = (offered(WANG), offered(LI), TaskAccepted(task_id=TASK, member_id=WANG))
+    last = await service.store(service.bus, *(envelope(fact, area=OUJING) for fact in facts))
+    await service.start(desks=False)
+    client = Client(service.tail, Wanted.by(Caller(LI, WUCHANG, frozenset({"member"})), None, None, None), first)
+    await client.until_got(last)
+    assert client.ids == [last - 1, last]
+    await client.leave()
+
+
+async def test_a_stream_ends_with_its_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little after it, as at the door: here 0.3 s instead of 5."""
+    monkeypatch.setattr(streaming, "LEEWAY_S", 0.3)
+    await service.start(desks=False)
+    client = Client(service.tail, wanted()._replace(expires=time.time() + 0.2))
+    await client.began.wait()
+    last = await write(service, 0, 1)
+    await client.until_got(last)
+    await asyncio.wait_for(client.task, 5)
+    await write(service, 1, 1)
+    assert client.ids == [last]
+
+
+async def test_catching_up_ends_with_the_token_too(service: Service) -> None:
+    first = (await service.bus.state()).last
+    await write(service, 0, 300)
+    await service.start(desks=False)
+    client = Client(service.tail, wanted()._replace(expires=time.time() - 60), first)
+    await asyncio.wait_for(client.task, 5)
+    assert client.ids == []
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -20,8 +19,8 @@ from shared import web
 from shared.auth import Doorkeeper
 from shared.bus import Bus
 from shared.errors import PaidanError
+from shared.snapshots import Snapshots, asked, write
 from shared.telemetry import configure, logger
-from shared.turns import recover, write_snapshot
 
 
 async def run(settings: Settings) -> None:
@@ -36,14 +35,8 @@ async def run(settings: Settings) -> None:
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
     doorkeeper = Doorkeeper.from_file(settings.jwks_file)
     bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed())
-    children: dict[str, subprocess.Popen[bytes]] = {}
-
-    def snapshot(district: str) -> None:
-        """In a child process: writing a large state down would hold up the turn."""
-        if district not in children or children[district].poll() is not None:
-            children[district] = subprocess.Popen([sys.executable, "-m", "services.notify", "snapshot", district])
-
-    offices = Offices(bus, f"notify-{settings.instance}", Contacts(bus), channels, wording, snapshot=snapshot)
+    snapshots = Snapshots("notify")
+    offices = Offices(bus, f"notify-{settings.instance}", Contacts(bus), channels, wording, snapshot=snapshots.begin)
     districts = settings.fixed_districts()
     if districts is None:
         offices.follow_register()
@@ -67,22 +60,10 @@ async def run(settings: Settings) -> None:
         lost = bus.closed.is_set()
         watching.cancel()
         await offices.close()
-        for child in children.values():
-            await asyncio.to_thread(child.wait, 20)
+        await snapshots.end()
         await bus.drain()
     if lost:
         raise OSError("the connection to the bus is closed for good")
-
-
-async def snapshot_once(settings: Settings, district: str) -> None:
-    """Recover from what there is and write down what came of it."""
-    bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed())
-    try:
-        fold = await recover(bus, RULES, district)
-        await write_snapshot(bus, fold)
-        logger().info("snapshot_written", district=district, folded=fold.folded)
-    finally:
-        await bus.drain()
 
 
 def main() -> int:
@@ -90,8 +71,8 @@ def main() -> int:
     try:
         settings = Settings()
         configure("notify", settings.instance, format=settings.log_format, level=settings.log_level)
-        if sys.argv[1:2] == ["snapshot"]:
-            uvloop.run(snapshot_once(settings, sys.argv[2]))
+        if district := asked(sys.argv[1:]):
+            uvloop.run(write(settings, RULES, district))
         else:
             uvloop.run(run(settings))
     except (PaidanError, OSError, ValueError) as why:

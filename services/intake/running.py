@@ -61,9 +61,9 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     async def ready() -> dict[str, str]:
         missing = {}
         if not bus.connected:
-            missing["bus"] = "not connected"
+            missing["nats"] = "not connected"
         if bus.refused:
-            missing["rights"] = bus.refused
+            missing["permissions"] = bus.refused
         return missing or await following.missing()
 
     app = create_app(door=door, cases=cases, following=following, naming=naming, doorkeeper=doorkeeper, ready=ready)

@@ -90,18 +90,18 @@ async def missing(ledger: Ledger) -> dict[str, str]:
     elif ledger.ingest.prefix is None:
         lacks["ingest"] = "the tail is not known yet"
     if not ledger.bus.connected:
-        lacks["bus"] = "not connected"
+        lacks["nats"] = "not connected"
     elif ledger.bus.refused:
-        lacks["bus"] = ledger.bus.refused
+        lacks["permissions"] = ledger.bus.refused
     else:
         try:
             config = await ledger.bus.stream_config(STREAM)
             if config is None:
-                lacks["stream"] = f"there is no stream {STREAM}"
+                lacks["streams"] = f"there is no stream {STREAM}"
             elif differs := unexpected(config):
-                lacks["stream"] = f"{STREAM} is not as declared: {', '.join(differs)}"
+                lacks["streams"] = f"{STREAM} is not as declared: {', '.join(differs)}"
         except BusError as why:
-            lacks["bus"] = str(why)
+            lacks["nats"] = str(why)
     try:
         await ledger.store.ping()
     except UnavailableError as why:

@@ -95,9 +95,9 @@ class Offices:
         """What does not work, by name, with why."""
         missing = {}
         if not self._bus.connected:
-            missing["bus"] = "not connected"
+            missing["nats"] = "not connected"
         if self._bus.refused:
-            missing["permission"] = self._bus.refused
+            missing["permissions"] = self._bus.refused
         if self._following and self._following.done():
             missing["register"] = "not followed any more"
         for district, office in self.open_now.items():

@@ -451,7 +451,7 @@ class Reader:
         A part that has delivered all that the server knew of when it was opened, or last delivered, has nothing more up to
         `_parts_until`, which was the end of the stream before any of them was opened.
         """
-        taken: list[Delivery] = []
+        taken = [self._queue.popleft() for _ in range(min(at_most, len(self._queue)))]  # from before it was split
         self.pending = 1
         while len(taken) < at_most:
             first: Reader | None = None
@@ -463,14 +463,29 @@ class Reader:
                     await asyncio.sleep(0)
                     return taken
             if first is None or first._queue[0].sequence > self._parts_until:
-                await self.close()
                 self.after = self._parts_until
+                await self._go_on()
                 return taken
             delivery = first._queue.popleft()
             if delivery.sequence > self.after:  # subjects may overlap
                 taken.append(delivery)
                 self.after = delivery.sequence
         return taken
+
+    async def _go_on(self) -> None:
+        """Behind the end that was aimed at: aim at the new one while much is left, else let one consumer have it all again."""
+        if sum(part.pending + len(part._queue) for part in self._parts) <= SPLIT_BEHIND // 2:
+            await self.close()
+            self.pending = 0
+            return
+        try:
+            self._parts_until = (await self._bus.state()).last
+        except BusError:
+            return  # asked again, with the same aim
+        for part in self._parts:
+            if not part._queue:  # what it said was true of the old end: ask anew
+                await part.close()
+                part.after = max(part.after, self.after)
 
     @property
     def _complete(self) -> bool:
@@ -484,7 +499,8 @@ class Reader:
             self.opened += sum(part.opened for part in self._parts) - before
             return
         silent = time.monotonic() - self._heard > 2.5
-        if self._subscription is None or not self._fine or silent or self._link != self._bus.generation:
+        behind = len(self._subjects) > 1 and self.pending > SPLIT_BEHIND
+        if self._subscription is None or not self._fine or silent or behind or self._link != self._bus.generation:
             await self._open()
         if self._parts:
             return

@@ -244,4 +244,4 @@ def test_what_belongs_to_no_area_says_so() -> None:
 def test_what_could_not_be_read_again_is_not_written(attribute: str) -> None:
     """An own fact that cannot be read stops a desk for good."""
     with pytest.raises(ValueError, match="attribute"):
-        replace(envelope(RATED), **{attribute: "4" * 501}).encode()
+        replace(envelope(RATED), **dict[str, Any]({attribute: "4" * 501})).encode()

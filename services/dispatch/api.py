@@ -76,7 +76,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         try:
             await bus.state()
         except Exception as why:
-            missing["EVENTS"] = str(why)
+            missing["streams"] = str(why)
         return missing
 
     app = web.create_app("Paidan dispatch · 派单", ready=ready, doorkeeper=doorkeeper, body_bytes_max=IMPORT_BYTES_MAX)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from services.dispatch.words import OUTCOMES, REASONS, listed, published
 from shared.auth import Caller
 from shared.errors import RefusedError
 from shared.facts import Code, Id, MemberEnrolled, MemberId
 from shared.problems import said
+
+Reason = Annotated[Code, AfterValidator(listed(REASONS, "reason")), Field(json_schema_extra=published(REASONS))]
+"""One of `REASONS`. Raises RefusedError `not_listed`."""
+Outcome = Annotated[Code, AfterValidator(listed(OUTCOMES, "outcome")), Field(json_schema_extra=published(OUTCOMES))]
+"""One of `OUTCOMES`. Raises RefusedError `not_listed`."""
 
 
 class Verb(BaseModel):
@@ -42,7 +48,7 @@ class Accept(OfMember):
 class Decline(OfMember):
     """拒单: no, and why."""
 
-    reason: Code = "other"
+    reason: Reason = "other"
 
 
 class Arrive(OfMember):
@@ -52,7 +58,7 @@ class Arrive(OfMember):
 class Done(OfMember):
     """办结: it is done."""
 
-    outcome: Code = "solved"
+    outcome: Outcome = "solved"
 
 
 class Offer(Verb):
@@ -86,7 +92,7 @@ VERBS: dict[str, type[Verb]] = {
 
 
 def parse(verb: str, content: Any) -> Verb:
-    """The command. Raises RefusedError `unknown_command` or `invalid` with the field."""
+    """The command. Raises RefusedError `unknown_command`, `not_listed`, or `invalid` with the field."""
     model = VERBS.get(verb)
     if model is None:
         raise RefusedError("unknown_command", verb=verb)

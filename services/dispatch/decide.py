@@ -7,6 +7,7 @@ from datetime import datetime
 from services.dispatch.commands import Accept, Arrive, Decline, Done, Enrol, Leave, Offer
 from services.dispatch.matching import match
 from services.dispatch.model import Desk, Task, enrolled, evolve, span
+from services.dispatch.words import wrong_state
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import (
@@ -266,7 +267,7 @@ def arrive(draft: Draft, command: Arrive) -> None:
     if task.status == "accepted":
         draft.of(task, TaskArrived(task_id=task.id, member_id=command.member))
     elif task.status != "arrived":
-        raise RefusedError("wrong_state", state=task.status, verb="arrived")
+        raise wrong_state(task.id, task.status, "arrive")
 
 
 def done(draft: Draft, command: Done) -> None:
@@ -327,7 +328,7 @@ def _task(desk: Desk, id: str) -> Task:
     task = desk.tasks.get(id)
     if task is None:
         if desk.answered(id):
-            raise RefusedError("wrong_state", state="closed", verb="changed", task=id)
+            raise wrong_state(id, "closed", "change")
         raise RefusedError("unknown_task", task=id)
     return task
 

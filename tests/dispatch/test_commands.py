@@ -3,8 +3,11 @@
 import pytest
 
 from services.dispatch.commands import VERBS, Accept, Decline, Done, parse
+from services.dispatch.words import OUTCOMES, REASONS, STATES, wrong_state
 from shared.auth import ROLES, Caller
 from shared.errors import RefusedError
+from shared.facts import Name
+from shared.problems import problem
 from tests.examples import LI, QINGSHAN, TASK, WANG, WUCHANG, enrolled
 
 CONTENT: dict[str, dict[str, object]] = {
@@ -99,6 +102,31 @@ def test_an_unknown_command_is_refused(verb: str) -> None:
     with pytest.raises(RefusedError) as refused:
         parse(verb, {})
     assert refused.value.code == "unknown_command"
+
+
+@pytest.mark.parametrize(("verb", "field", "codes"), [("decline", "reason", REASONS), ("done", "outcome", OUTCOMES)])
+def test_a_code_that_is_not_listed_is_refused_with_the_list(verb: str, field: str, codes: dict[str, Name]) -> None:
+    with pytest.raises(RefusedError) as refused:
+        parse(verb, CONTENT[verb] | {field: "whatever"})
+    said = problem(refused.value)
+    assert (said["code"], said["field"]) == ("not_listed", field)
+    for code, name in codes.items():
+        assert f"{code}({name.zh})" in said["detail"]
+        assert f"{code} ({name.en})" in said["detail_en"]
+        assert parse(verb, CONTENT[verb] | {field: code})
+
+
+def test_the_codes_are_published_with_their_names() -> None:
+    said = VERBS["decline"].model_json_schema()["properties"]["reason"]
+    assert said["enum"] == list(REASONS)
+    assert "`off_sick` 身体不适 / unwell" in said["description"]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_is_called_by_its_name_in_both_languages(state: str) -> None:
+    said = problem(wrong_state(TASK, state, "arrive"))
+    assert said["title"] == f"任务状态为{STATES[state].zh},不能到场"
+    assert said["title_en"] == f"A task that is {STATES[state].en} cannot be marked as arrived"
 
 
 def test_a_reason_and_an_outcome_have_a_default() -> None:

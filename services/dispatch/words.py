@@ -1,0 +1,73 @@
+"""What the desk's states and verbs are called (docs/concepts.md), and the codes a member may choose from, in both languages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shared.errors import RefusedError
+from shared.facts import Name
+
+STATES: dict[str, Name] = {
+    "opened": Name(zh="已受理", en="opened"),
+    "offered": Name(zh="已派单", en="offered"),
+    "accepted": Name(zh="已接单", en="accepted"),
+    "arrived": Name(zh="已到场", en="arrived"),
+    "done": Name(zh="已办结", en="done"),
+    "closed": Name(zh="已结案", en="closed"),
+    "unplaced": Name(zh="无人可派", en="unplaced"),
+}
+VERBS: dict[str, Name] = {
+    "arrive": Name(zh="到场", en="marked as arrived"),
+    "change": Name(zh="变更", en="changed"),
+}
+
+REASONS: dict[str, Name] = {
+    "busy": Name(zh="手头有事", en="busy with something else"),
+    "too_far": Name(zh="路太远", en="too far away"),
+    "off_sick": Name(zh="身体不适", en="unwell"),
+    "off_duty": Name(zh="不当班", en="not on duty"),
+    "cannot_do": Name(zh="不会处理或缺少工具", en="lacks the skill or the tools"),
+    "not_ours": Name(zh="不属本人职责", en="not their responsibility"),
+    "unsafe": Name(zh="现场有危险", en="not safe"),
+    "other": Name(zh="其他原因", en="other"),
+}
+"""Why a member may say no, by code."""
+OUTCOMES: dict[str, Name] = {
+    "solved": Name(zh="已解决", en="solved"),
+    "repaired": Name(zh="已修复", en="repaired"),
+    "explained": Name(zh="已解释说明", en="explained to the resident"),
+    "referred": Name(zh="已转有关单位", en="referred to whom it concerns"),
+    "not_found": Name(zh="现场未发现问题", en="nothing found on the spot"),
+    "not_needed": Name(zh="无需处置", en="nothing needed doing"),
+    "partly_solved": Name(zh="部分解决", en="solved in part"),
+    "other": Name(zh="其他", en="other"),
+}
+"""How a task may end, by code."""
+
+
+def wrong_state(task: str, state: str, verb: str) -> RefusedError:
+    """That a task in this state does not allow this, in the words of both languages."""
+    at, to = STATES[state], VERBS[verb]
+    return RefusedError("wrong_state", task=task, state=at.zh, state_en=at.en, verb=to.zh, verb_en=to.en)
+
+
+def listed(codes: Mapping[str, Name], field: str) -> Callable[[str], str]:
+    """A check that a code is one of these. The refusal lists them."""
+
+    def check(code: str) -> str:
+        if code not in codes:
+            zh = "、".join(f"{code}({name.zh})" for code, name in codes.items())
+            en = ", ".join(f"{code} ({name.en})" for code, name in codes.items())
+            raise RefusedError("not_listed", field=field, accepted=zh, accepted_en=en)
+        return code
+
+    return check
+
+
+def published(codes: Mapping[str, Name]) -> dict[str, Any]:
+    """The codes as JSON Schema tells programs and people."""
+    return {
+        "enum": list(codes),
+        "description": " · ".join(f"`{code}` {name.zh} / {name.en}" for code, name in codes.items()),
+    }

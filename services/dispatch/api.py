@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Header, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from services.dispatch import importing
-from services.dispatch.commands import VERBS
+from services.dispatch.commands import VERBS, Outcome, Reason
 from services.dispatch.decide import unchanged
 from services.dispatch.desk import Desks
 from services.dispatch.matching import workload
@@ -22,7 +23,7 @@ from shared import web
 from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
-from shared.facts import Code, District, MemberId, plain
+from shared.facts import District, MemberId, plain
 from shared.ids import derived_id
 from shared.web import CallerNeeded
 
@@ -41,20 +42,20 @@ Of = Annotated[District | None, Query(description="辖区代码,默认取自令�
 class ByMember(BaseModel):
     """Who acts; left out, the caller."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
     member: MemberId | None = None
 
 
 class ByMemberWithReason(ByMember):
     """A no, and why."""
 
-    reason: Code = "other"
+    reason: Reason = "other"
 
 
 class ByMemberWithOutcome(ByMember):
     """An end, and how."""
 
-    outcome: Code = "solved"
+    outcome: Outcome = "solved"
 
 
 class ToMember(BaseModel):
@@ -62,6 +63,24 @@ class ToMember(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     member: MemberId
+
+
+class JsonRoute(APIRoute):
+    """Reads a body as JSON even where `curl -d` calls it a form, or nobody says what it is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As for every route, with the content type that is meant."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            given = request.headers.get("content-type", "")
+            if not given or given.startswith("application/x-www-form-urlencoded"):
+                headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+                scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+                request = Request(scope, request.receive)
+            return await handle(request)
+
+        return handle_json
 
 
 def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, until: asyncio.Event) -> FastAPI:
@@ -114,58 +133,72 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     def district_of(caller: Caller, of: str | None) -> str:
         district = of or caller.district
         if district == EVERYWHERE:
-            raise RefusedError("invalid", field="district", why="name one: ?district=420106")
+            raise RefusedError("district_missing", field="district")
         if not caller.of(district):
             raise RefusedError("foreign_district", district=district, yours=caller.district)
         return district
 
-    refusals = web.problems("unauthenticated", "forbidden", "foreign_district", "key_missing", "invalid", "no_leader")
+    refusals = web.problems(
+        "unauthenticated", "forbidden", "foreign_district", "district_missing", "key_missing", "invalid", "no_leader"
+    )
     of_task = {
         **refusals,
         **web.problems("unknown_task", "already_taken", "not_offered", "not_holder", "wrong_state", "not_yourself"),
     }
 
-    @app.post("/v1/tasks/{task}/accept", tags=["tasks"], summary="接单 / accept", responses=of_task)
+    on_task = APIRouter(route_class=JsonRoute)
+
+    @on_task.post("/v1/tasks/{task}/accept", tags=["tasks"], summary="接单 / accept", responses=of_task)
     async def accept(
-        task: str, body: ByMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+        task: str,
+        request: Request,
+        caller: CallerNeeded,
+        body: ByMember = ByMember(),  # noqa: B008  # frozen
+        district: Of = None,
+        key: Key = None,
     ) -> dict[str, Any]:
         return await forward(
             request, caller, "accept", district, key, {"task": task, "member": body.member or caller.id}
         )
 
-    @app.post("/v1/tasks/{task}/decline", tags=["tasks"], summary="拒单 / decline", responses=of_task)
+    @on_task.post("/v1/tasks/{task}/decline", tags=["tasks"], summary="拒单 / decline", responses=of_task)
     async def decline(
         task: str,
-        body: ByMemberWithReason,
         request: Request,
         caller: CallerNeeded,
+        body: ByMemberWithReason = ByMemberWithReason(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
     ) -> dict[str, Any]:
         data = {"task": task, "member": body.member or caller.id, "reason": body.reason}
         return await forward(request, caller, "decline", district, key, data)
 
-    @app.post("/v1/tasks/{task}/arrive", tags=["tasks"], summary="到场 / arrive", responses=of_task)
+    @on_task.post("/v1/tasks/{task}/arrive", tags=["tasks"], summary="到场 / arrive", responses=of_task)
     async def arrive(
-        task: str, body: ByMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+        task: str,
+        request: Request,
+        caller: CallerNeeded,
+        body: ByMember = ByMember(),  # noqa: B008  # frozen
+        district: Of = None,
+        key: Key = None,
     ) -> dict[str, Any]:
         return await forward(
             request, caller, "arrive", district, key, {"task": task, "member": body.member or caller.id}
         )
 
-    @app.post("/v1/tasks/{task}/done", tags=["tasks"], summary="办结 / done", responses=of_task)
+    @on_task.post("/v1/tasks/{task}/done", tags=["tasks"], summary="办结 / done", responses=of_task)
     async def done(
         task: str,
-        body: ByMemberWithOutcome,
         request: Request,
         caller: CallerNeeded,
+        body: ByMemberWithOutcome = ByMemberWithOutcome(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
     ) -> dict[str, Any]:
         data = {"task": task, "member": body.member or caller.id, "outcome": body.outcome}
         return await forward(request, caller, "done", district, key, data)
 
-    @app.post(
+    @on_task.post(
         "/v1/tasks/{task}/offer",
         tags=["tasks"],
         summary="手动派单 / offer by hand",
@@ -176,11 +209,15 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     ) -> dict[str, Any]:
         return await forward(request, caller, "offer", district, key, {"task": task, "member": body.member})
 
+    app.include_router(on_task)
+
     @app.get(
         "/v1/tasks",
         tags=["tasks"],
         summary="未结任务 / open tasks",
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "unknown_district"),
+        responses=web.problems(
+            "unauthenticated", "forbidden", "foreign_district", "district_missing", "unknown_district"
+        ),
     )
     async def tasks(
         caller: CallerNeeded,
@@ -214,7 +251,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         "/v1/tasks/{task}",
         tags=["tasks"],
         summary="任务 / one open task",
-        responses=web.problems("unauthenticated", "unknown_task", "foreign_district"),
+        responses=web.problems("unauthenticated", "unknown_task", "foreign_district", "district_missing"),
     )
     async def one(task: str, caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
@@ -227,7 +264,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         "/v1/members",
         tags=["members"],
         summary="人员与负荷 / members and their load",
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district"),
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "district_missing"),
     )
     async def members(caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
         caller.need("dispatcher", "supervisor", "auditor")

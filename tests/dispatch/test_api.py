@@ -80,6 +80,52 @@ async def test_a_body_of_another_shape_is_refused(running: Service, body: bytes)
     assert answer.json()["code"] in ("invalid", "invalid_json")
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "application/json"])
+@pytest.mark.parametrize("body", [b"", b"{}"])
+async def test_where_everything_is_optional_a_body_may_be_missing(
+    running: Service, body: bytes, kind: str | None
+) -> None:
+    """`curl -X POST` sends none, `curl -d '{}'` calls it a form."""
+    headers = {"authorization": f"Bearer {running.token(LI, 'member')}", "content-type": kind}
+    for verb in ("accept", "arrive", "done"):
+        answer = await running.http.post(
+            f"/v1/tasks/{TASK}/{verb}",
+            content=body,
+            headers={name: held for name, held in headers.items() if held} | {"idempotency-key": verb},
+        )
+        assert answer.status_code == 200, answer.text
+    assert running.desks[WUCHANG].state.tasks[TASK].status == "done"
+
+
+async def test_a_token_for_everywhere_is_asked_for_a_district_in_both_languages(running: Service) -> None:
+    for path in ("/v1/tasks", "/v1/members", f"/v1/tasks/{TASK}"):
+        answer = await running.get(path, token=running.token("root", "admin", district="*"))
+        assert code(answer) == (422, "district_missing")
+        assert WUCHANG not in answer.text
+        assert "辖区" in answer.json()["detail"]
+        assert "district" in answer.json()["detail_en"]
+
+
+async def test_a_code_that_is_not_listed_is_refused(running: Service) -> None:
+    li = running.token(LI, "member")
+    answer = await running.post(f"/v1/tasks/{TASK}/decline", {"reason": "tired"}, token=li)
+    assert code(answer) == (422, "not_listed")
+    assert "busy(手头有事)" in answer.json()["detail"]
+    document = (await running.http.get("/openapi.json")).json()["components"]["schemas"]
+    assert "off_sick" in document["ByMemberWithReason"]["properties"]["reason"]["enum"]
+    assert "solved" in document["ByMemberWithOutcome"]["properties"]["outcome"]["enum"]
+
+
+async def test_a_task_that_is_over_says_so_in_chinese_and_in_english(running: Service) -> None:
+    li = running.token(LI, "member")
+    for verb in ("accept", "done"):
+        await running.post(f"/v1/tasks/{TASK}/{verb}", {}, token=li)
+    answer = await running.post(f"/v1/tasks/{TASK}/arrive", {}, token=li)
+    assert code(answer) == (409, "wrong_state")
+    assert answer.json()["title"] == "任务状态为已办结,不能到场"
+    assert answer.json()["title_en"] == "A task that is done cannot be marked as arrived"
+
+
 async def test_who_may_not_is_told_so_and_nothing_changes(running: Service, tmp_path: Any) -> None:
     path, body = f"/v1/tasks/{TASK}/accept", {"member": LI}
     other = Identities.open(tmp_path / "others")
@@ -92,7 +138,10 @@ async def test_who_may_not_is_told_so_and_nothing_changes(running: Service, tmp_
     assert code(await running.post(f"{path}?district={WUCHANG}", body, token=foreign)) == (403, "foreign_district")
     assert code(await running.post(path, body, token=running.token(WANG, "member"))) == (403, "not_yourself")
     assert code(await running.post(path, body, token=running.token("x", "auditor"))) == (403, "forbidden")
-    assert code(await running.post(path, body, token=running.token("x", "admin", district="*"))) == (422, "invalid")
+    assert code(await running.post(path, body, token=running.token("x", "admin", district="*"))) == (
+        422,
+        "district_missing",
+    )
     assert running.desks[WUCHANG].state.tasks[TASK].holder is None
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import uniform
 from time import monotonic
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -28,6 +28,7 @@ from shared.bus import STREAM, Message, Stored
 from shared.envelope import Envelope, decode
 from shared.errors import ConflictError, RefusedError, UnavailableError
 from shared.facts import RequestSubmitted, Sealed, instant
+from shared.register import Register
 from shared.telemetry import logger
 
 SEALED = "SEALED"
@@ -36,6 +37,8 @@ PAUSE_MAX_S = 0.5
 RETRY_AFTER_S = 5
 URGENT = 2
 EMERGENCY = "110 / 119 / 120"
+RENEWED_AFTER = timedelta(minutes=30)
+"""What lies there longer without a fact is laid down anew by the next try: well before the sweeper comes for it."""
 PARTS: tuple[Literal["contact", "text", "address"], ...] = ("contact", "text", "address")
 Answer = TypeVar("Answer")
 
@@ -48,11 +51,26 @@ class Storage(Protocol):
 
 
 class Accepted(NamedTuple):
-    """A request that is in the stream: the fact, and its sequence there."""
+    """A request that is in the stream: the fact, its sequence there, and the version of the register that its answer is told by."""
 
     envelope: Envelope
     fact: RequestSubmitted
     sequence: int
+    register: int
+
+
+class Claim(NamedTuple):
+    """
+    What the first try of a request left before its fact: one literal subject per request, wherever it is said to be.
+
+    So another body cannot pass under the same key, a place that now leads to another office cannot make a second request, and
+    every answer names things as the register did at that time.
+    """
+
+    fingerprint: str
+    subject: str
+    register: int
+    recorded: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,14 @@ class _Submitting:
     traceparent: str | None
     now: datetime
     ends: float
+
+    register: int
+
+    @property
+    def claim(self) -> Message:
+        """What says that this request is on its way in."""
+        held = {"fingerprint": self.fingerprint, "subject": self.subject, "register": self.register}
+        return Message(claim_subject(self.request_id), orjson.dumps(held), 0)
 
     @property
     def district(self) -> str:
@@ -148,7 +174,7 @@ class Door:
                 if why.code == "unavailable":
                     raise
                 continue  # with another body it may fare better: it tries for itself
-            return self._answer(known, copy, fingerprint)
+            return await self._answer(copy, fingerprint)
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._under_way[request_id] = future
         try:
@@ -161,7 +187,7 @@ class Door:
             future.set_result(accepted)
         finally:
             del self._under_way[request_id]
-        return self._answer(known, accepted, fingerprint)
+        return await self._answer(accepted, fingerprint)
 
     async def _take(
         self,
@@ -172,6 +198,29 @@ class Door:
         fingerprint: str,
         traceparent: str | None,
     ) -> Accepted:
+        try:
+            one = self._understand(known, asked, caller, request_id, fingerprint, traceparent)
+        except RefusedError:
+            # Perhaps it was taken in when the register was another, or before there were too many: then it is a repeat.
+            if earlier := await self._earlier(request_id, fingerprint):
+                return earlier
+            raise
+        try:
+            return await self._store(one)
+        except UnavailableError as why:
+            logger().warning("submission_not_stored", request=request_id, why=str(why))
+            phone = one.classified.item.phone if one.classified.urgency >= URGENT else None
+            raise RefusedError("unavailable", retry_after=RETRY_AFTER_S, phone=phone or EMERGENCY) from None
+
+    def _understand(
+        self,
+        known: Known,
+        asked: Submission,
+        caller: Caller | None,
+        request_id: str,
+        fingerprint: str,
+        traceparent: str | None,
+    ) -> _Submitting:
         now = instant(self._clock())
         place = known.places(now).locate(asked.location)
         district = place.area.served_by
@@ -180,49 +229,48 @@ class Door:
         served = known.register.districts.get(district)
         if served is None or served.rate_limited:
             self._limits.take(district, monotonic())
-        classified = known.catalogue.classify(asked.service, asked.text)
-        one = _Submitting(
-            known,
-            asked,
-            caller,
-            place,
-            classified,
-            request_id,
-            fingerprint,
-            traceparent,
-            now,
-            monotonic() + self._within_s,
+        return _Submitting(
+            known=known,
+            asked=asked,
+            caller=caller,
+            place=place,
+            classified=known.catalogue.classify(asked.service, asked.text),
+            request_id=request_id,
+            fingerprint=fingerprint,
+            traceparent=traceparent,
+            now=now,
+            ends=monotonic() + self._within_s,
+            register=known.sequence,
         )
-        try:
-            return await self._store(one)
-        except UnavailableError as why:
-            logger().warning("submission_not_stored", request=request_id, why=str(why))
-            phone = classified.item.phone if classified.urgency >= URGENT else None
-            raise RefusedError("unavailable", retry_after=RETRY_AFTER_S, phone=phone or EMERGENCY) from None
 
     async def _store(self, one: _Submitting) -> Accepted:
         """Key, ciphertext with claim, fact: a crash in between leaves what the next try finds and goes on from."""
         sealed, ciphertext = await self._seal(one)
-        claim = Message(
-            f"sealed.claims.{one.request_id}", orjson.dumps({"fingerprint": one.fingerprint, "subject": one.subject}), 0
-        )
-        together = (ciphertext, claim) if ciphertext else (claim,)
         try:
-            await _until(one.ends, lambda: self._ciphertexts.store(*together))
+            await _until(one.ends, lambda: self._ciphertexts.store(*_together(one, ciphertext)))
         except ConflictError:
-            if earlier := await self._claimed(one, claim, ciphertext):
-                return earlier
+            claim = await self._claim(one.request_id, one.ends)
+            if claim is not None:
+                if earlier := await self._claimed(claim, one.fingerprint, one.ends):
+                    return earlier
+                if claim.subject != one.subject:
+                    return await self._store(one.at(claim.subject))
+                one = replace(one, register=claim.register)
+            if not await self._held(one, claim, ciphertext):
+                return await self._store(one)
         envelope, fact = self._decide(one, sealed)
         message = Message(one.subject, envelope.encode(), 0)
+        if monotonic() > one.ends:  # we were asleep: what was laid down may have been swept since
+            raise UnavailableError(f"{one.request_id} took too long")
         try:
             sequence = await _until(one.ends, lambda: self._facts.store(message))
         except ConflictError:  # a copy of it, or we ourselves where the answer was lost
-            if earlier := await self._stored(one.subject, one.ends):
+            if earlier := await self._stored(one.subject, one.register, one.ends):
                 return earlier
             raise UnavailableError(f"{one.request_id} is in its own way") from None
         follow(self._following.matters, envelope)
         self.position = max(self.position, sequence)
-        return Accepted(envelope, fact, sequence)
+        return Accepted(envelope, fact, sequence, one.register)
 
     async def _seal(self, one: _Submitting) -> tuple[Sealed | None, Message | None]:
         asked, request_id = one.asked, one.request_id
@@ -239,27 +287,48 @@ class Door:
         )
         return sealed, Message(resident.sealed_subject(request_id), data, 0)
 
-    async def _claimed(self, one: _Submitting, claim: Message, ciphertext: Message | None) -> Accepted | None:
-        """
-        What to do about a request whose claim was there before: its answer, or None where the fact is still missing.
+    async def _earlier(self, request_id: str, fingerprint: str) -> Accepted | None:
+        """The stored request of this key, if there is one; raises RefusedError `key_reused` where it is another one."""
+        ends = monotonic()  # asked once: whoever is refused is told so at once
+        try:
+            claim = await self._claim(request_id, ends)
+            return await self._claimed(claim, fingerprint, ends) if claim else None
+        except UnavailableError:
+            raise RefusedError("unavailable", retry_after=RETRY_AFTER_S, phone=EMERGENCY) from None
 
-        The claim holds what a fact's subject cannot: one literal subject per request, wherever it is said to be. So another
-        body cannot pass under the same key, and a place that now leads to another office cannot make a second request.
-        """
-        held = await _until(one.ends, lambda: self._bus.last(claim.subject, stream=SEALED))
+    async def _claim(self, request_id: str, ends: float) -> Claim | None:
+        held = await _until(ends, lambda: self._bus.last(claim_subject(request_id), stream=SEALED))
         if held is None:
-            raise UnavailableError(f"the claim of {one.request_id} has just been deleted")
+            return None
         claimed = orjson.loads(held.data)
-        if claimed["fingerprint"] != one.fingerprint:
+        return Claim(claimed["fingerprint"], claimed["subject"], claimed["register"], held.recorded)
+
+    async def _claimed(self, claim: Claim, fingerprint: str, ends: float) -> Accepted | None:
+        """The request that a claim leads to, or None where its fact is still missing."""
+        if claim.fingerprint != fingerprint:
             raise RefusedError("key_reused", field="Idempotency-Key")
-        if earlier := await self._stored(claimed["subject"], one.ends):
-            return earlier
-        if claimed["subject"] != one.subject:
-            return await self._store(one.at(claimed["subject"]))
-        if ciphertext:
-            with suppress(ConflictError):  # equal bytes, by the fingerprint
-                await _until(one.ends, lambda: self._ciphertexts.store(ciphertext))
-        return None
+        return await self._stored(claim.subject, claim.register, ends)
+
+    async def _held(self, one: _Submitting, claim: Claim | None, ciphertext: Message | None) -> bool:
+        """
+        Claim and ciphertext of a fact that is still missing, made sure of; False where somebody else was at it meanwhile.
+
+        Old ones are laid down anew, because the sweeper may be about to delete them: it knows them by their sequence.
+        """
+        if claim is not None and self._clock() - claim.recorded < RENEWED_AFTER:
+            if ciphertext:
+                with suppress(ConflictError):  # equal bytes, by the fingerprint
+                    await _until(one.ends, lambda: self._ciphertexts.store(ciphertext))
+            return True
+        fenced = []
+        for message in _together(one, ciphertext):
+            held = await _until(one.ends, lambda: self._bus.last(message.subject, stream=SEALED))  # noqa: B023
+            fenced.append(message._replace(expect=held.sequence if held else 0))
+        try:
+            await _until(one.ends, lambda: self._ciphertexts.store(*fenced))
+        except ConflictError:
+            return False
+        return True
 
     def _decide(self, one: _Submitting, sealed: Sealed | None) -> tuple[Envelope, RequestSubmitted]:
         known, now, request_id = one.known, one.now, one.request_id
@@ -290,25 +359,34 @@ class Door:
         )
         return envelope, fact
 
-    async def _stored(self, subject: str, ends: float) -> Accepted | None:
+    async def _stored(self, subject: str, register: int, ends: float) -> Accepted | None:
         stored = await _until(ends, lambda: self._bus.last(subject))
         if stored is None:
             return None
         envelope = decode(subject, stored.data)
         assert isinstance(envelope.fact, RequestSubmitted)
-        return Accepted(envelope, envelope.fact, stored.sequence)
+        return Accepted(envelope, envelope.fact, stored.sequence, register)
 
-    def _answer(self, known: Known, accepted: Accepted, fingerprint: str) -> tuple[Accepted, dict[str, Any]]:
+    async def _answer(self, accepted: Accepted, fingerprint: str) -> tuple[Accepted, dict[str, Any]]:
         if accepted.fact.fingerprint != fingerprint:
             raise RefusedError("key_reused", field="Idempotency-Key")
         ACCEPTED.labels(accepted.envelope.district).inc()
-        return accepted, answer(known, accepted, self._naming.tracking_code(accepted.fact.request_id))
+        register = await self._following.version(accepted.register)
+        return accepted, answer(register, accepted, self._naming.tracking_code(accepted.fact.request_id))
 
 
-def answer(known: Known, accepted: Accepted, tracking_code: str) -> dict[str, Any]:
-    """What the caller hears: from the stored fact and the register alone, so that a repeat hears the same."""
-    envelope, fact, sequence = accepted
-    register = known.register
+def claim_subject(request_id: str) -> str:
+    """Where the claim of a request lies, in stream SEALED."""
+    return f"sealed.claims.{request_id}"
+
+
+def _together(one: _Submitting, ciphertext: Message | None) -> tuple[Message, ...]:
+    return (ciphertext, one.claim) if ciphertext else (one.claim,)
+
+
+def answer(register: Register, accepted: Accepted, tracking_code: str) -> dict[str, Any]:
+    """What the caller hears: from the stored fact and the register of that time alone, so that a repeat hears the same."""
+    envelope, fact, sequence, _ = accepted
     district = register.districts.get(envelope.district)
     area = register.area(fact.area, register.today(envelope.district, envelope.time))
     item = register.items.get(fact.item)

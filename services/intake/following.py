@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from datetime import datetime, timedelta
+from operator import itemgetter
+from time import monotonic
 from typing import TypeVar
 
 from services.intake.classifying import Catalogue
@@ -14,7 +17,7 @@ from services.intake.metrics import MALFORMED
 from services.intake.places import Places, standing
 from shared.bus import Bus, Delivery
 from shared.envelope import Envelope, decode
-from shared.errors import BusError, MalformedError, RefusedError
+from shared.errors import BusError, MalformedError, RefusedError, UnavailableError
 from shared.facts import AreaSet, RegisterApplied, RequestSubmitted, RequestWithdrawn, TaskClosed, TaskDone
 from shared.register import SUBJECTS, Register, evolve
 from shared.telemetry import logger
@@ -28,6 +31,7 @@ MATTERS_SUBJECTS = (
     "evt.*.dispatch.*.task.closed",
 )
 WAIT_S = 1.0
+VERSION_WITHIN_S = 2.0
 FIRST_WAIT_S = 0.2
 """Where nothing has come for so long at the start, nothing was there; a link that is missed is not a request that is missed."""
 LOOK_AGAIN_S = 900
@@ -35,10 +39,16 @@ LOOK_AGAIN_S = 900
 
 
 class Known:
-    """One applied register, ready to be searched."""
+    """
+    One applied register, ready to be searched.
 
-    def __init__(self, register: Register) -> None:
+    Attributes:
+        sequence: of the message that made it whole: what names this version of the register.
+    """
+
+    def __init__(self, register: Register, sequence: int) -> None:
         self.register = register
+        self.sequence = sequence
         self.catalogue = Catalogue(register)
         self._places = Places(())
         self._looked = -1
@@ -74,6 +84,7 @@ class Following:
         self._known: Known | None = None
         self._applied = asyncio.Event()
         self._register = Register()
+        self._versions: list[tuple[int, Register]] = []
         self._created: str | None = None
         self.matters = Matters()
         self.under_way: Container[str] = ()
@@ -85,6 +96,21 @@ class Following:
         if self._known is None:
             raise RefusedError("not_ready", retry_after=5)
         return self._known
+
+    async def version(self, sequence: int) -> Register:
+        """
+        The register as it stood at a sequence; versions share what has not changed, so all of them are kept.
+
+        Raises:
+            UnavailableError: another instance knows this version, and we have not come to it in time.
+        """
+        ends = monotonic() + VERSION_WITHIN_S
+        while not self._versions or self._versions[-1][0] < sequence:
+            if monotonic() > ends:
+                raise UnavailableError(f"the register has not come to sequence {sequence}")
+            await asyncio.sleep(0.02)
+        after = bisect_right(self._versions, sequence, key=itemgetter(0))
+        return self._versions[max(after - 1, 0)][1]
 
     def areas(self) -> tuple[AreaSet, ...]:
         """Every area as it stands now. Raises RefusedError `not_ready`."""
@@ -128,20 +154,22 @@ class Following:
         reader = self._bus.reader([SUBJECTS], after=0)
         while True:
             for delivery in await reader.wait(WAIT_S):
-                self._fold(_read(delivery), complete=delivery.sequence >= target)
+                self._fold(delivery, target)
 
-    def _fold(self, envelope: Envelope | None, *, complete: bool) -> None:
-        if envelope is not None:
+    def _fold(self, delivery: Delivery, target: int) -> None:
+        if envelope := _read(delivery):
             self._register = evolve(self._register, envelope.fact)
-        if not complete:
-            return  # at the start only the last document counts
-        # A document counts once it is whole. Where the last message is the end of none, what came before it counts.
-        whole = envelope is not None and isinstance(envelope.fact, RegisterApplied)
-        if whole or (self._known is None and self._register.applied):
-            self._known = Known(self._register)
+            # A document counts once it is whole: one of several batches when the last of them has come.
+            if isinstance(envelope.fact, RegisterApplied) and not envelope.fact.more:
+                self._versions.append((delivery.sequence, self._register))
+        if delivery.sequence < target or not self._versions:
+            return  # at the start only the last whole document is made ready to be searched
+        sequence, register = self._versions[-1]
+        if self._known is None or self._known.sequence < sequence:
+            self._known = Known(register, sequence)
             self._known.places(self._clock())
             self._applied.set()
-            logger().info("register_applied", applied=self._register.applied, digest=self._register.digest)
+            logger().info("register_applied", applied=register.applied, digest=register.digest)
 
     async def _follow_matters(self) -> None:
         await self._applied.wait()

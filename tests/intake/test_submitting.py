@@ -10,10 +10,11 @@ import orjson
 import pytest
 
 from deploy.identities import Identities, issue_token
+from shared.bus import Message
 from shared.envelope import decode
-from shared.facts import RequestSubmitted
+from shared.facts import DistrictSet, Name, RequestSubmitted
 from tests.intake.conftest import World, keyed, until
-from tests.intake.examples import LEAK, WUCHANG
+from tests.intake.examples import LEAK, OUJING, WUCHANG, applied, envelope, item
 
 
 async def test_a_request_is_answered_with_what_was_understood_and_promised(
@@ -108,8 +109,6 @@ async def test_callers_do_not_share_keys(world: World, intake: httpx2.AsyncClien
 async def test_a_repeat_finds_its_request_after_the_area_has_gone_to_another_district(
     world: World, intake: httpx2.AsyncClient
 ) -> None:
-    from tests.intake.examples import OUJING
-
     first = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
     await world.apply(OUJING.model_copy(update={"served_by": "420107"}))
     elsewhere = await world.instance()
@@ -123,6 +122,61 @@ async def test_a_repeat_finds_its_request_after_the_area_has_gone_to_another_dis
         assert (await instance.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()["id"] == first.json()["id"]
     assert len(await world.submitted()) == 1
     assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-2"))).json()["district"] == "420107"
+
+
+async def test_a_repeat_is_answered_as_the_first_whatever_the_register_says_now(world: World) -> None:
+    intake = await world.instance(rate_burst=2, rate_per_s=0.001)
+    body = {**LEAK, "location": {"address": "欧景苑 17 栋"}}
+    first = await intake.post("/v1/requests", json=body, headers=keyed("k-1"))
+    assert first.status_code == 201
+
+    await world.apply(
+        OUJING.model_copy(update={"words": (), "title": Name(zh="新名", en="New")}),
+        item("repair.leak", "水管").model_copy(update={"title": Name(zh="别的名字", en="Another name")}),
+        DistrictSet(district=WUCHANG, title=Name(zh="新区", en="New"), office=Name(zh="新", en="New")),
+    )
+
+    async def renamed() -> bool:
+        areas = (await intake.get("/v1/areas")).json()["areas"]
+        return any(area["name"]["en"] == "New" for area in areas)
+
+    await until(renamed)
+    other = {**body, "text": "别的事"}
+    for instance in (intake, await world.instance()):
+        unknown = await instance.post("/v1/requests", json=body, headers=keyed("k-2"))
+        assert unknown.json()["code"] == "unknown_area"
+        assert (await instance.post("/v1/requests", json=body, headers=keyed("k-1"))).content == first.content
+        reused = await instance.post("/v1/requests", json=other, headers=keyed("k-1"))
+        assert (reused.status_code, reused.json()["code"]) == (422, "key_reused")
+    fresh = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-3"))
+    assert fresh.json()["district_name"] == {"zh": "新区", "en": "New"}
+    assert len(await world.submitted()) == 2
+
+
+async def test_a_repeat_is_answered_although_the_district_takes_nothing_more(world: World) -> None:
+    intake = await world.instance(rate_burst=1, rate_per_s=0.001)
+    first = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
+    assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-2"))).status_code == 429
+    repeat = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
+    assert (repeat.status_code, repeat.content) == (201, first.content)
+
+
+async def test_half_a_document_is_not_the_register(world: World, intake: httpx2.AsyncClient) -> None:
+    half = (item("half"), applied(1).model_copy(update={"more": True}))
+    sent = [envelope(fact, "half") for fact in half]
+    await world.admin.commit([Message(one.subject, one.encode()) for one in sent])
+    started_now = await world.instance()
+    codes = [entry["item"] for entry in (await started_now.get("/v1/catalogue")).json()["items"]]
+    assert "half" not in codes
+
+    await world.apply(item("rest"))
+
+    async def whole(client: httpx2.AsyncClient) -> bool:
+        items = (await client.get("/v1/catalogue")).json()["items"]
+        return {"half", "rest"} <= {entry["item"] for entry in items}
+
+    for instance in (intake, started_now):
+        await until(lambda: whole(instance))  # noqa: B023
 
 
 async def test_a_second_request_nearby_is_linked_and_not_dropped(world: World, intake: httpx2.AsyncClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -101,12 +102,18 @@ def create_app(
         return _json(told(found, naming.tracking_code(found.case.id), register))
 
     async def change(
-        request: Request, tracking_code: str, what: str, decide: Callable[[Case, Any], Fact], position: int | None
+        request: Request,
+        tracking_code: str,
+        what: str,
+        decide: Callable[[Case, datetime], Fact],
+        sent: BaseModel,
+        position: int | None,
     ) -> Response:
         answer = await cases.change(
             tracking_code,
             what,
             decide,
+            sent,
             caller=_caller(doorkeeper, request),
             key=_key(request),
             traceparent=_traceparent(request.headers.get("traceparent")),
@@ -119,7 +126,7 @@ def create_app(
         "tags": ["requests"],
         "responses": problems(
             "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "unknown_reason",
-            "already_over", "already_rated", "wrong_state", "not_ready", "unavailable",
+            "key_reused", "already_over", "already_rated", "wrong_state", "not_ready", "unavailable",
         ),
     }  # fmt: skip
 
@@ -133,7 +140,12 @@ def create_app(
         async with _refusals_counted():
             asked = _validated(Withdrawing, _loads(await request.body() or b"{}"))
             return await change(
-                request, tracking_code, "request.withdrawn", lambda case, _: withdraw(case, asked.reason), position
+                request,
+                tracking_code,
+                "request.withdrawn",
+                lambda case, _: withdraw(case, asked.reason),
+                asked,
+                position,
             )
 
     @app.post(
@@ -145,7 +157,9 @@ def create_app(
     async def rate_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
         async with _refusals_counted():
             asked = _validated(Rating, _loads(await request.body()))
-            return await change(request, tracking_code, "request.rated", lambda case, _: rate(case, asked), position)
+            return await change(
+                request, tracking_code, "request.rated", lambda case, _: rate(case, asked), asked, position
+            )
 
     @app.post(
         "/v1/requests/{tracking_code}/reopen",
@@ -168,6 +182,7 @@ def create_app(
                     calendar_for(register, case.district, case.urgency),
                     now,
                 ),
+                asked,
                 position,
             )
 

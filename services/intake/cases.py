@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.intake.decide import STATES
 from services.intake.model import Case
@@ -119,6 +119,7 @@ class Cases:
         tracking_code: str,
         what: str,
         decide: Decide,
+        sent: BaseModel,
         *,
         caller: Caller | None,
         key: str,
@@ -133,8 +134,10 @@ class Cases:
 
         Args:
             what: the fact, `request.withdrawn`.
+            sent: what the fact takes over as it is; a repeat must send the same.
         Raises:
-            RefusedError: as `decide`; `foreign_district` for a caller of another office.
+            RefusedError: as `decide`; `foreign_district` for a caller of another office; `key_reused` for a repeat that says
+                something else.
             UnavailableError: the bus or the ledger did not answer in time.
         """
         ends = monotonic() + self._within_s
@@ -145,7 +148,7 @@ class Cases:
             case = found.case
             if caller is not None and not caller.of(case.district):
                 raise RefusedError("foreign_district", district=case.district, yours=caller.district)
-            if earlier := await self._committed(case, what, fact_id):
+            if earlier := await self._committed(case, what, fact_id, sent):
                 return self._told(case, what, *earlier)
             subject = f"evt.{case.district}.intake.{case.area}.{what}"
             last = await self._bus.last(subject)
@@ -179,11 +182,15 @@ class Cases:
                 continue
             return self._told(case, what, fact_id, now, sequence)
 
-    async def _committed(self, case: Case, what: str, fact_id: str) -> tuple[str, datetime, int] | None:
+    async def _committed(
+        self, case: Case, what: str, fact_id: str, sent: BaseModel
+    ) -> tuple[str, datetime, int] | None:
         for step in reversed(case.timeline):
             if step.name == what and (stored := await self._bus.at(step.sequence)):
                 event = orjson.loads(stored.data)
                 if event["id"] == fact_id:
+                    if any(event["data"].get(name) != value for name, value in sent):
+                        raise RefusedError("key_reused", field="Idempotency-Key")
                     return fact_id, datetime.fromisoformat(event["time"]), step.sequence
         return None
 

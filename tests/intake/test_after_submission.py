@@ -184,6 +184,25 @@ async def test_rating_and_reopening_wait_until_it_is_done(world: World, act: Pos
     assert (await facts(world, "request.rated"), await facts(world, "request.reopened")) == (1, 1)
 
 
+async def test_the_same_key_with_another_body_is_refused(
+    world: World, act: Post, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    await done(world, submitted["id"])
+    bodies: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+        "rate": ({"grade": 2, "solved": False}, [{"grade": 5, "solved": False}, {"grade": 2, "solved": True}]),
+        "reopen": ({"reason": "not_solved"}, [{"reason": "came_back"}, {}]),
+        "withdraw": ({}, [{"reason": "not_needed"}]),
+    }
+    for verb, (body, others) in bodies.items():
+        first = await act(verb, body=body)
+        assert first.status_code == 200
+        for other in others:
+            reused = await act(verb, body=other)
+            assert (reused.status_code, reused.json()["code"]) == (422, "key_reused")
+        assert (await act(verb, body=body)).content == first.content
+    assert [await facts(world, f"request.{name}") for name in ("rated", "reopened", "withdrawn")] == [1, 1, 1]
+
+
 async def test_reasons_are_listed_and_only_these_are_taken(
     world: World, intake: httpx2.AsyncClient, act: Post, submitted: dict[str, Any]
 ) -> None:

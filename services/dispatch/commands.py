@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,9 +19,10 @@ Outcome = Annotated[Code, AfterValidator(listed(OUTCOMES, "outcome")), Field(jso
 
 
 class Verb(BaseModel):
-    """A command's content."""
+    """A command's content. `leads_to`: the names that the first fact of its answer may have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    leads_to: ClassVar[tuple[str, ...]] = ()
 
     def allow(self, caller: Caller, district: str) -> None:
         """Raises RefusedError where the caller may not: dispatchers may all, in their own district."""
@@ -44,9 +45,13 @@ class OfMember(Verb):
 class Accept(OfMember):
     """接单: I take it."""
 
+    leads_to = ("task.accepted",)
+
 
 class Decline(OfMember):
     """拒单: no, and why."""
+
+    leads_to = ("task.declined",)
 
     reason: Reason = "other"
 
@@ -54,15 +59,21 @@ class Decline(OfMember):
 class Arrive(OfMember):
     """到场: I am here."""
 
+    leads_to = ("task.arrived",)
+
 
 class Done(OfMember):
     """办结: it is done."""
+
+    leads_to = ("task.done",)
 
     outcome: Outcome = "solved"
 
 
 class Offer(Verb):
     """派单 by hand: a dispatcher asks somebody in particular."""
+
+    leads_to = ("task.expired", "match.explained")
 
     task: Id
     member: MemberId
@@ -71,11 +82,15 @@ class Offer(Verb):
 class Enrol(Verb):
     """登记: these may be given work, on these terms."""
 
+    leads_to = ("member.enrolled",)
+
     members: tuple[MemberEnrolled, ...] = Field(min_length=1, max_length=500)
 
 
 class Leave(Verb):
     """No longer given work."""
+
+    leads_to = ("member.left",)
 
     member: MemberId
 

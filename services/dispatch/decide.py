@@ -37,14 +37,28 @@ from shared.turns import Command, Deadline, Decision, Input, Work
 
 
 class Draft:
-    """The facts of one decision as they come, and the desk after each of them."""
+    """
+    The facts of one decision as they come, and the desk after each of them.
+
+    Args:
+        cause: the id of the input, command or fact that they follow from.
+        seed: what their ids are derived from, where the cause alone is not unique: people choose their commands' ids.
+    """
 
     def __init__(
-        self, desk: Desk, cause: str, now: datetime, *, actor: str | None = None, trace: str | None = None
+        self,
+        desk: Desk,
+        cause: str,
+        now: datetime,
+        *,
+        actor: str | None = None,
+        trace: str | None = None,
+        seed: str | None = None,
     ) -> None:
         self.desk = desk
         self.facts: list[Envelope] = []
         self._cause = cause
+        self._seed = seed or cause
         self._now = now
         self._actor = actor
         self._trace = trace
@@ -58,7 +72,7 @@ class Draft:
         """One more fact."""
         entity = getattr(fact, fact.key)
         envelope = Envelope(
-            derived_id(self.desk.district, self._cause, fact.name, entity, len(self.facts)),
+            derived_id(self.desk.district, self._seed, fact.name, entity, len(self.facts)),
             self.desk.district,
             area,
             self._now,
@@ -74,7 +88,7 @@ class Draft:
 
     def match_id(self, task: Task) -> str:
         """The id of this decision's explanation: another decision about the same wave has another one."""
-        return derived_id(self._cause, "match", task.id, task.wave + 1)
+        return derived_id(self._seed, "match", task.id, task.wave + 1)
 
     def of(self, task: Task, fact: Fact) -> None:
         """One more fact about a task, for all who may see the task."""
@@ -137,7 +151,7 @@ def open_task(
     if known and known.id == id and known.status == "opened":
         offer(draft, known)  # of the batch that opened it only the beginning survived a power loss
         return
-    if draft.desk.answered(id) or (known and known.round >= round):
+    if draft.desk.was_closed(id) or (known and known.round >= round):
         return
     if known:
         draft.of(known, TaskClosed(task_id=known.id, reason="reopened"))
@@ -212,9 +226,13 @@ def _on_deadline(desk: Desk, work: Deadline, now: datetime) -> Decision[Desk]:
 
 
 def _on_command(desk: Desk, work: Command, now: datetime) -> Decision[Desk]:
-    if known := desk.answered(work.id):
+    actor, verb = work.caller.actor, type(work.what)
+    if known := desk.answered(work.id, actor):
+        if known.fact not in verb.leads_to:
+            raise RefusedError("key_reused", field="id")
         return Decision(desk, answer=known.document())
-    draft = Draft(desk, work.id, now, actor=work.caller.actor)
+    seed = derived_id("command", work.id, actor, verb.__name__)
+    draft = Draft(desk, work.id, now, actor=actor, seed=seed)
     match work.what:
         case Accept() as command:
             accept(draft, command)
@@ -232,7 +250,7 @@ def _on_command(desk: Desk, work: Command, now: datetime) -> Decision[Desk]:
             leave(draft, command)
         case other:
             raise RefusedError("unknown_command", verb=type(other).__name__)
-    known = draft.desk.answered(work.id)
+    known = draft.desk.answered(work.id, actor)
     return Decision(draft.desk, draft.facts, known.document() if known else {"ok": True, "facts": 0})
 
 
@@ -327,7 +345,7 @@ def unchanged(desk: Desk, fact: MemberEnrolled) -> bool:
 def _task(desk: Desk, id: str) -> Task:
     task = desk.tasks.get(id)
     if task is None:
-        if desk.answered(id):
+        if desk.was_closed(id):
             raise wrong_state(id, "closed", "change")
         raise RefusedError("unknown_task", task=id)
     return task

@@ -84,16 +84,26 @@ class Member:
 
 
 class Answer(NamedTuple):
-    """What a command led to: its first fact's name and id, the entity it is about, and how many facts there were."""
+    """
+    What a command led to: its first fact's name and id, the entity it is about, and how many facts there were.
+
+    Attributes:
+        enrolled: who was new to the desk; `changed`: who was known on other terms, or had left.
+    """
 
     fact: str
     id: str
     of: str
     facts: int
+    enrolled: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """As the caller gets it, now and at every repeat."""
-        return {"ok": True, "fact": self.fact, "id": self.id, "of": self.of, "facts": self.facts}
+        said: dict[str, Any] = {"ok": True, "fact": self.fact, "id": self.id, "of": self.of, "facts": self.facts}
+        if self.enrolled or self.changed:
+            said |= {"enrolled": list(self.enrolled), "changed": list(self.changed)}
+        return said
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,22 @@ class Desk:
     tasks: Map[str, Task] = field(default_factory=Map)
     by_request: Map[str, str] = field(default_factory=Map)
     """The open task of a request."""
-    answers: Map[str, Answer] = field(default_factory=Map)
-    """By command id; and by task id for tasks that have been closed."""
-    answers_before: Map[str, Answer] = field(default_factory=Map)
+    answers: Map[tuple[str, str], Answer] = field(default_factory=Map)
+    """By command id and actor: nobody gets the answer of somebody else who chose the same id."""
+    answers_before: Map[tuple[str, str], Answer] = field(default_factory=Map)
+    closed: Map[str, None] = field(default_factory=Map)
+    """The tasks that were closed, by id."""
+    closed_before: Map[str, None] = field(default_factory=Map)
     answers_since: datetime | None = None
+    """When the newer halves of what is remembered began; None for a desk that has not folded a single turn."""
 
-    def answered(self, id: str) -> Answer | None:
-        """What a command, or the closing of a task, led to; None where it is new or long ago."""
-        return self.answers.get(id) or self.answers_before.get(id)
+    def answered(self, id: str, actor: str) -> Answer | None:
+        """What this actor's command led to; None where it is new or long ago."""
+        return self.answers.get((id, actor)) or self.answers_before.get((id, actor))
+
+    def was_closed(self, task: str) -> bool:
+        """Whether there was such a task a short while ago."""
+        return task in self.closed or task in self.closed_before
 
 
 def initial(district: str) -> Desk:
@@ -131,7 +149,7 @@ def take_in(desk: Desk, envelope: Envelope) -> Desk:
 def evolve(desk: Desk, envelope: Envelope) -> Desk:
     """The desk after one more of its own facts; facts it does not follow leave it as it was."""
     if envelope.actor is not None and envelope.cause is not None:
-        desk = _remember(desk, envelope.cause, envelope)
+        desk = _remember(desk, (envelope.cause, envelope.actor), envelope)
     match envelope.fact:
         case TaskOffered(task_id=id) as fact:
             task = desk.tasks[id]
@@ -182,15 +200,15 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
         case TaskClosed(task_id=id):
             task = desk.tasks[id]
             holding = (task.holder,) if task.holder and task.status != "done" else ()
-            closed = replace(
+            return replace(
                 desk,
                 members=_loaded(desk, task.offered + holding, -task.effort),
                 tasks=desk.tasks.delete(id),
                 by_request=desk.by_request.delete(task.request)
                 if desk.by_request.get(task.request) == id
                 else desk.by_request,
+                closed=desk.closed.set(id, None),
             )
-            return _remember(closed, id, envelope)
         case MemberEnrolled() as fact:
             return enrolled(desk, fact)
         case MemberLeft(member_id=id):
@@ -201,7 +219,14 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 return replace(desk, answers_since=envelope.time)
             if envelope.time - since < REMEMBERED:
                 return desk
-            return replace(desk, answers=Map(), answers_before=desk.answers, answers_since=envelope.time)
+            return replace(
+                desk,
+                answers=Map(),
+                answers_before=desk.answers,
+                closed=Map(),
+                closed_before=desk.closed,
+                answers_since=envelope.time,
+            )
         case _:
             return desk
 
@@ -224,8 +249,10 @@ def dump(desk: Desk) -> Any:
         "register": registers.dump(desk.register),
         "members": [[*_fields(m)] for _, m in sorted(desk.members.items())],
         "tasks": [[*_fields(t)] for _, t in sorted(desk.tasks.items())],
-        "answers": [[id, *answer] for id, answer in sorted(desk.answers.items())],
-        "answers_before": [[id, *answer] for id, answer in sorted(desk.answers_before.items())],
+        "answers": [[*key, *answer] for key, answer in sorted(desk.answers.items())],
+        "answers_before": [[*key, *answer] for key, answer in sorted(desk.answers_before.items())],
+        "closed": sorted(desk.closed),
+        "closed_before": sorted(desk.closed_before),
         "answers_since": desk.answers_since,
     }
 
@@ -236,8 +263,10 @@ def load(data: Any) -> Desk:
     desk = Desk(
         data["district"],
         register=registers.load(data["register"]),
-        answers=Map((id, Answer(*answer)) for id, *answer in data["answers"]),
-        answers_before=Map((id, Answer(*answer)) for id, *answer in data["answers_before"]),
+        answers=_answers(data["answers"]),
+        answers_before=_answers(data["answers_before"]),
+        closed=Map((id, None) for id in data["closed"]),
+        closed_before=Map((id, None) for id in data["closed_before"]),
         answers_since=datetime.fromisoformat(since) if since else None,
     )
     members: dict[str, Member] = {}
@@ -269,6 +298,13 @@ def span(limit: Any) -> timedelta:
     """A policy's limit as elapsed time: what members and residents wait for runs by the wall clock, day and night."""
     unit = {"seconds": 1, "minutes": 60, "hours": 3600, "working_hours": 3600, "working_days": 86400}[limit.unit]
     return timedelta(seconds=limit.amount * unit)
+
+
+def _answers(rows: Iterable[list[Any]]) -> Map[tuple[str, str], Answer]:
+    return Map(
+        ((id, actor), Answer(fact, first, of, facts, tuple(enrolled), tuple(changed)))
+        for id, actor, fact, first, of, facts, enrolled, changed in rows
+    )
 
 
 def _task(row: list[Any]) -> Task:
@@ -318,10 +354,16 @@ def _loaded(desk: Desk, members: tuple[str, ...], effort: int) -> Map[str, Membe
     return after
 
 
-def _remember(desk: Desk, key: str, envelope: Envelope) -> Desk:
+def _remember(desk: Desk, key: tuple[str, str], envelope: Envelope) -> Desk:
     known = desk.answers.get(key)
     fact = envelope.fact
     answer = known._replace(facts=known.facts + 1) if known else Answer(fact.name, envelope.id, _entity(fact), 1)
+    if isinstance(fact, MemberEnrolled):
+        who = (fact.member_id,)
+        if fact.member_id in desk.members:
+            answer = answer._replace(changed=answer.changed + who)
+        else:
+            answer = answer._replace(enrolled=answer.enrolled + who)
     return replace(desk, answers=desk.answers.set(key, answer))
 
 

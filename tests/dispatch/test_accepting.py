@@ -1,10 +1,26 @@
 """接单: the first yes of somebody who was asked."""
 
-from services.dispatch.commands import Accept, Done, Leave, Offer
+from services.dispatch.commands import Accept, Decline, Done, Leave, Offer
+from shared.auth import Caller
 from shared.facts import TaskAccepted
 from tests.dispatch.telling import after, asked, decision, due, given, refusal, seen, when
-from tests.examples import LI, NOW, OFFER, TASK, TEAM, WANG, WITHDRAWN, ZHAO, id_of, member, submitted
+from tests.examples import (
+    DISPATCHER,
+    LI,
+    NOW,
+    OFFER,
+    TASK,
+    TEAM,
+    WANG,
+    WITHDRAWN,
+    WUCHANG,
+    ZHAO,
+    id_of,
+    member,
+    submitted,
+)
 
+SUPERVISOR = Caller("staff-2", WUCHANG, frozenset({"supervisor"}))
 OFFERED_TO_LI = after(given(*TEAM), seen(submitted()))
 LI_ACCEPTS = asked(Accept(task=TASK, member=LI), by=member(LI))
 HELD_BY_LI = after(OFFERED_TO_LI, LI_ACCEPTS)
@@ -25,6 +41,32 @@ def test_the_fact_names_who_acted_and_by_which_command() -> None:
 def test_the_same_command_again_has_the_same_answer_and_no_second_fact() -> None:
     assert when(HELD_BY_LI, LI_ACCEPTS) == []
     assert decision(HELD_BY_LI, LI_ACCEPTS).answer == decision(OFFERED_TO_LI, LI_ACCEPTS).answer
+
+
+def test_another_callers_command_with_the_same_id_gets_no_answer_of_somebody_else() -> None:
+    by_staff = asked(Accept(task=TASK, member=LI), id=LI_ACCEPTS.id)
+    assert decision(HELD_BY_LI, by_staff).answer == {"ok": True, "facts": 0}
+    offered = seen(submitted(2), sequence=2)
+    by_wang = asked(Decline(task=TASK, member=WANG), by=member(WANG), id=LI_ACCEPTS.id)
+    assert refusal(after(HELD_BY_LI, offered), by_wang) == "not_offered"
+
+
+def test_two_callers_who_chose_one_id_lead_to_facts_of_their_own() -> None:
+    staff, other = (asked(Offer(task=TASK, member=WANG), by=by, id=id_of("x")) for by in (DISPATCHER, SUPERVISOR))
+    ids = [{fact.id for fact in decision(OFFERED_TO_LI, command).facts} for command in (staff, other)]
+    assert not ids[0] & ids[1]
+
+
+def test_an_id_is_for_one_command() -> None:
+    """A client that gives another command the id of an earlier one is told so, and not what the earlier one led to."""
+    again = asked(Done(task=TASK, member=LI), by=member(LI), id=LI_ACCEPTS.id)
+    assert refusal(HELD_BY_LI, again) == "key_reused"
+
+
+def test_the_id_of_a_closed_task_is_no_command() -> None:
+    closed = after(OFFERED_TO_LI, seen(WITHDRAWN))
+    assert refusal(closed, asked(Accept(task=TASK, member=LI), id=TASK)) == "wrong_state"
+    assert closed.answered(TASK, DISPATCHER.actor) is None
 
 
 def test_a_second_yes_from_the_holder_changes_nothing() -> None:

@@ -116,7 +116,7 @@ class Story:
                     self.decide(deadline)
             case ("repeated",) if self.last:
                 before = self.desk
-                known = before.answered(self.last.id)
+                known = before.answered(self.last.id, self.last.caller.actor)
                 self.decide(self.last)
                 assert known is None or self.desk == before
 

@@ -23,6 +23,15 @@ def test_the_same_command_again_has_the_same_answer_and_no_second_fact() -> None
     assert decision(desk, ENROL).answer["facts"] == 3
 
 
+def test_the_answer_says_who_was_new_and_who_was_known() -> None:
+    desk = after(given(enrolled(LI, capacity=10), enrolled(WANG)), asked(Leave(member=WANG)))
+    answer = decision(desk, ENROL).answer
+    assert (answer["enrolled"], answer["changed"]) == (["m-zhao"], ["m-li", "m-wang"])
+    again = decision(after(desk, ENROL), ENROL).answer
+    assert again == answer
+    assert model.load(model.dump(after(desk, ENROL))) == after(desk, ENROL)
+
+
 def test_enrolling_on_the_same_terms_changes_nothing() -> None:
     shuffled = enrolled(LI, ESTATE, OUJING, skills=("b", "a"))
     desk = after(given(enrolled(LI, OUJING, ESTATE, skills=("a", "b"))))

@@ -6,7 +6,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from time import perf_counter
+from ipaddress import IPv4Address, IPv6Network, ip_address
+from time import monotonic, perf_counter
 from typing import Any, TypeVar
 
 import orjson
@@ -17,6 +18,7 @@ from services.intake.cases import Cases, told
 from services.intake.decide import calendar_for, rate, reopen, withdraw
 from services.intake.door import Door
 from services.intake.following import Following
+from services.intake.limiting import Limits
 from services.intake.metrics import REFUSED, SECONDS
 from services.intake.model import REOPENING, WITHDRAWING, Case, Rating, Reopening, Submission, Withdrawing
 from services.intake.naming import Naming
@@ -44,9 +46,21 @@ POSITION = Query(None, ge=0, lt=2**53, description="As of this position at least
 
 
 def create_app(
-    *, door: Door, cases: Cases, following: Following, naming: Naming, doorkeeper: Doorkeeper, ready: Readiness
+    *,
+    door: Door,
+    cases: Cases,
+    following: Following,
+    naming: Naming,
+    doorkeeper: Doorkeeper,
+    misses: Limits,
+    ready: Readiness,
 ) -> FastAPI:
-    """The app of one instance; what it uses is made and ended by its caller."""
+    """
+    The app of one instance; what it uses is made and ended by its caller.
+
+    Args:
+        misses: how many wrong tracking codes an address may try: each costs the ledger two questions.
+    """
     app = create_shared_app("派单 intake: 居民下单 / requests in", ready=ready, doorkeeper=doorkeeper)
     log = logger()
 
@@ -93,10 +107,10 @@ def create_app(
         "/v1/requests/{tracking_code}",
         tags=["requests"],
         summary="查询进度 / how a request stands",
-        responses=problems("not_found", "not_ready", "unavailable"),
+        responses=problems("not_found", "too_many", "not_ready", "unavailable"),
     )
-    async def get_request(tracking_code: str, position: int | None = POSITION) -> Response:
-        async with _refusals_counted():
+    async def get_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted(), _misses_limited(misses, request):
             register = following.known.register
             found = await cases.find(tracking_code, position)
         return _json(told(found, naming.tracking_code(found.case.id), register))
@@ -126,7 +140,7 @@ def create_app(
         "tags": ["requests"],
         "responses": problems(
             "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "unknown_reason",
-            "key_reused", "already_over", "already_rated", "wrong_state", "not_ready", "unavailable",
+            "key_reused", "already_over", "already_rated", "wrong_state", "too_many", "not_ready", "unavailable",
         ),
     }  # fmt: skip
 
@@ -137,7 +151,7 @@ def create_app(
         **changing,
     )
     async def withdraw_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
-        async with _refusals_counted():
+        async with _refusals_counted(), _misses_limited(misses, request):
             asked = _validated(Withdrawing, _loads(await request.body() or b"{}"))
             return await change(
                 request,
@@ -155,7 +169,7 @@ def create_app(
         **changing,
     )
     async def rate_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
-        async with _refusals_counted():
+        async with _refusals_counted(), _misses_limited(misses, request):
             asked = _validated(Rating, _loads(await request.body()))
             return await change(
                 request, tracking_code, "request.rated", lambda case, _: rate(case, asked), asked, position
@@ -168,7 +182,7 @@ def create_app(
         **changing,
     )
     async def reopen_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
-        async with _refusals_counted():
+        async with _refusals_counted(), _misses_limited(misses, request):
             register = following.known.register
             asked = _validated(Reopening, _loads(await request.body() or b"{}"))
             return await change(
@@ -242,6 +256,28 @@ async def _refusals_counted() -> AsyncIterator[None]:
         REFUSED.labels(why.code).inc()
         logger().info("request_refused", code=why.code)  # no field: its name may be the sender's own words
         raise
+
+
+@asynccontextmanager
+async def _misses_limited(misses: Limits, request: Request) -> AsyncIterator[None]:
+    address = _network(request)
+    misses.look(address, monotonic())
+    try:
+        yield
+    except RefusedError as why:
+        if why.code == "not_found":
+            misses.take(address, monotonic())
+        raise
+
+
+def _network(request: Request) -> str:
+    """Whose misses are counted together: an IPv4 address, or an IPv6 network of which one subscriber has all."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return host if isinstance(address, IPv4Address) else str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _json(document: Any, status: int = 200) -> Response:

@@ -93,6 +93,8 @@ class Cases:
         self._clock = clock
         self._position = position
         self._within_s = within_s
+        self._last = 0
+        """How far the stream goes, as far as we know."""
 
     async def find(self, tracking_code: str, position: int | None = None) -> Found:
         """
@@ -105,14 +107,22 @@ class Cases:
         tracking_hash = self._naming.tracking_hash(tracking_code)
         if tracking_hash is None:
             raise _not_found()
-        wanted = max(position or 0, self._position()) or None
+        wanted = await self._clamped(max(position or 0, self._position())) or None
         try:
             return await self._ask(tracking_hash, wanted)
         except RefusedError as why:
             if why.code != "not_found":
                 raise
         # Perhaps it is too young for the ledger, and another instance took it in: ask again for all there is.
-        return await self._ask(tracking_hash, (await self._bus.state()).last)
+        return await self._ask(tracking_hash, await self._look())
+
+    async def _clamped(self, position: int) -> int:
+        """A position that the stream has come to: the ledger would wait for any other, and whoever asks may name what they like."""
+        return position if position <= self._last else min(position, await self._look())
+
+    async def _look(self) -> int:
+        self._last = max(self._last, (await self._bus.state()).last)
+        return self._last
 
     async def change(
         self,

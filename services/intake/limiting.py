@@ -1,4 +1,4 @@
-"""How much a district takes in: a token bucket each, so that a flood in one does not slow the others. Pure."""
+"""How much is let in of one kind: a token bucket each, so that a flood of one does not slow the others. Pure."""
 
 from __future__ import annotations
 
@@ -17,18 +17,41 @@ class Bucket:
 
 
 class Limits:
-    """One bucket per district, filled at `rate_per_s` up to `burst`."""
+    """One bucket per district or address, filled at `rate_per_s` up to `burst`; full ones are forgotten where there are too many."""
 
-    def __init__(self, rate_per_s: float, burst: int) -> None:
+    def __init__(self, rate_per_s: float, burst: int, *, buckets_max: int = 10_000) -> None:
         self._rate_per_s = rate_per_s
         self._burst = burst
+        self._buckets_max = buckets_max
         self._buckets: dict[str, Bucket] = {}
 
-    def take(self, district: str, now_s: float) -> None:
+    def take(self, whose: str, now_s: float) -> None:
         """Let one in. Raises RefusedError `too_many` with the seconds after which there is room again."""
-        bucket = self._buckets.setdefault(district, Bucket(self._burst, now_s))
-        bucket.tokens = min(self._burst, bucket.tokens + (now_s - bucket.counted_s) * self._rate_per_s)
+        self._counted(whose, now_s).tokens -= 1
+
+    def look(self, whose: str, now_s: float) -> None:
+        """Let one in that may turn out not to count. Raises as `take`."""
+        if whose in self._buckets:
+            self._counted(whose, now_s)
+
+    def _counted(self, whose: str, now_s: float) -> Bucket:
+        bucket = self._buckets.get(whose)
+        if bucket is None:
+            if len(self._buckets) >= self._buckets_max:
+                self._forget(now_s)
+            bucket = self._buckets[whose] = Bucket(self._burst, now_s)
+        bucket.tokens = self._filled(bucket, now_s)
         bucket.counted_s = now_s
         if bucket.tokens < 1:
             raise RefusedError("too_many", retry_after=max(1, ceil((1 - bucket.tokens) / self._rate_per_s)))
-        bucket.tokens -= 1
+        return bucket
+
+    def _filled(self, bucket: Bucket, now_s: float) -> float:
+        return min(self._burst, bucket.tokens + (now_s - bucket.counted_s) * self._rate_per_s)
+
+    def _forget(self, now_s: float) -> None:
+        """The full ones, which are as good as new; where none is, the oldest tenth."""
+        held = self._buckets
+        full = [whose for whose, bucket in held.items() if self._filled(bucket, now_s) >= self._burst]
+        for whose in full or list(held)[: self._buckets_max // 10 + 1]:
+            del held[whose]

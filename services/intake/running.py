@@ -66,7 +66,15 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
             missing["permissions"] = bus.refused
         return missing or await following.missing()
 
-    app = create_app(door=door, cases=cases, following=following, naming=naming, doorkeeper=doorkeeper, ready=ready)
+    app = create_app(
+        door=door,
+        cases=cases,
+        following=following,
+        naming=naming,
+        doorkeeper=doorkeeper,
+        misses=Limits(settings.misses_per_s, settings.misses_burst),
+        ready=ready,
+    )
     return Intake(app, following)
 
 

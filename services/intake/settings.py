@@ -18,6 +18,10 @@ class Settings(ServiceSettings):
     """Submissions that one district may take in for ever."""
     rate_burst: Annotated[int, Field(ge=1)] = 60
     """And so many at once."""
+    misses_per_s: Annotated[float, Field(gt=0)] = 10
+    """Wrong tracking codes that one address may try for ever: generous, many residents may share a proxy's."""
+    misses_burst: Annotated[int, Field(ge=1)] = 300
+    """And so many at once."""
     commit_within_s: Annotated[float, Field(gt=0)] = 10
     """How long a submission is tried again while the bus is down."""
 

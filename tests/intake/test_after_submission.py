@@ -27,8 +27,12 @@ class Ledger:
         self.lag = 0
         """So many of the last messages it has not seen yet, unless a position asks for them."""
 
+        self.asked: list[int] = []
+        """The positions it was to have come to."""
+
     async def answer(self, request: Request) -> None:
         asked = orjson.loads(request.data)
+        self.asked.append(asked["position"] or 0)
         messages = await self.world.messages("EVENTS")
         as_of = max(len(messages) - self.lag, asked["position"] or 0)
         case: dict[str, Any] | None = None
@@ -135,6 +139,29 @@ async def test_a_ledger_that_lags_still_finds_what_was_just_taken_in(
 async def test_a_code_that_opens_nothing_is_not_found(intake: httpx2.AsyncClient, ledger: Ledger, code: str) -> None:
     response = await intake.get(f"/v1/requests/{code}")
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+async def test_an_address_tries_so_many_wrong_codes_and_right_ones_cost_nothing(
+    world: World, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    intake = await world.instance(misses_burst=3, misses_per_s=0.01)
+    right, wrong = (f"/v1/requests/{code}" for code in (submitted["tracking_code"], "0000-0000-0000"))
+    assert {(await intake.get(right)).status_code for _ in range(5)} == {200}
+    assert [(await intake.get(wrong)).status_code for _ in range(2)] == [404, 404]
+    assert (await intake.post(f"{wrong}/withdraw", headers=keyed("a-1"))).status_code == 404
+    refused = await intake.get(wrong)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many")
+    assert int(refused.headers["Retry-After"]) > 1
+
+
+async def test_a_position_that_the_stream_has_not_come_to_is_not_waited_for(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    url = f"/v1/requests/{submitted['tracking_code']}"
+    response = await intake.get(url, params={"position": 2**52})
+    last = (await world.admin.state()).last
+    assert (response.status_code, response.json()["position"]) == (200, last)
+    assert max(ledger.asked) == last
 
 
 async def test_without_a_ledger_it_is_unavailable(intake: httpx2.AsyncClient, submitted: dict[str, Any]) -> None:

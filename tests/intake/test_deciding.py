@@ -133,3 +133,27 @@ def test_a_bucket_refills_at_its_rate_and_names_the_wait() -> None:
     assert why.value.facts["retry_after"] == 2
     limits.take("420107", 0)
     limits.take("420106", 2)
+
+
+def test_looking_takes_nothing_and_is_refused_where_nothing_is_left() -> None:
+    limits = Limits(rate_per_s=1, burst=1)
+    for _ in range(5):
+        limits.look("192.0.2.1", 0)
+    limits.take("192.0.2.1", 0)
+    with pytest.raises(RefusedError):
+        limits.look("192.0.2.1", 0)
+    limits.look("192.0.2.2", 0)
+    limits.look("192.0.2.1", 1)
+
+
+def test_however_many_addresses_there_are_so_many_are_remembered_and_full_buckets_go_first() -> None:
+    limits = Limits(rate_per_s=1, burst=2, buckets_max=100)
+    for n in range(99):
+        limits.take(f"early-{n}", 0)
+    limits.take("flood", 1)
+    limits.take("flood", 1)
+    limits.take("late", 1.5)
+    assert list(limits._buckets) == ["flood", "late"]
+    for n in range(1000):
+        limits.take(f"once-{n}", 1.5)
+        assert len(limits._buckets) <= 100

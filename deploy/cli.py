@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,10 +38,12 @@ register_app = typer.Typer(
     help="台账：网格、清单、日历 / the register: areas, catalogue, calendars", no_args_is_help=True
 )
 members_app = typer.Typer(help="网格员与志愿者 / grid members and volunteers", no_args_is_help=True)
+contact_app = typer.Typer(help="联系方式 / how people are reached", no_args_is_help=True)
 ledger_app = typer.Typer(help="账本 / the ledger", no_args_is_help=True)
 app.add_typer(bus_app, name="bus")
 app.add_typer(register_app, name="register")
 app.add_typer(members_app, name="members")
+app.add_typer(contact_app, name="contact")
 app.add_typer(ledger_app, name="ledger")
 
 Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
@@ -68,10 +71,10 @@ def up(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="只报错误 / say nothing but errors")] = False,
     port: Annotated[
         int,
-        typer.Option(help="四个服务的首个端口，0 为任意空闲端口 / first of four HTTP ports, 0 for free ones", min=0),
+        typer.Option(help="首个端口，0 为任意 / first of four HTTP ports, 0: any", min=0),
     ] = HTTP_PORT,
 ) -> None:
-    """前台启动整套系统，Ctrl-C 平稳停止 / run everything in the foreground; Ctrl-C drains."""
+    """前台运行整套系统，Ctrl-C 停止 / run everything; Ctrl-C drains and stops."""
     _run(_up(data, demo=demo, quiet=quiet, port=port))
 
 
@@ -82,7 +85,7 @@ def demo_command(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """演示：启动、跑完一天的诉求、汇总、停止 / start, play a day of requests, sum up, stop."""
+    """演示：跑完一天的诉求并汇总 / play a day of requests and sum up."""
     from deploy import demo
 
     raise typer.Exit(_run(demo.run(json_output=json_output, data=data)))
@@ -116,7 +119,7 @@ def token(
 
 @bus_app.command(name="apply")
 def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: Json = False) -> None:
-    """使总线的流与声明一致，可重复执行 / bring the streams to what is declared; twice changes nothing."""
+    """使总线的流与声明一致 / bring the streams to what is declared."""
     changes = _run(_bus_apply(data, dry_run=dry_run))
     if json_output:
         _print_json({"changes": changes, "dry_run": dry_run})
@@ -127,7 +130,7 @@ def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: J
 @register_app.command(name="apply")
 def register_apply(
     file: Annotated[Path, typer.Argument(help="台账 JSON / a register document", exists=True, dir_okay=False)],
-    why: Annotated[str, typer.Option(help="变更缘由，记入账本 / why, for the ledger; default: the file's name")] = "",
+    why: Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger; else the file's name")] = "",
     data: Data = DEFAULT_DATA,
     dry_run: DryRun = False,
     json_output: Json = False,
@@ -152,7 +155,7 @@ def members_import(
     dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
-    """批量登记人员，逐行报告；有错行则退出码 1 / enrol in bulk, a report per row; exit code 1 if one is wrong."""
+    """批量登记，逐行报告，有错则退出码 1 / enrol in bulk; exit code 1 if a row is wrong."""
     from deploy.running import Running
 
     if file.suffix.lower() not in (".csv", ".json"):
@@ -181,6 +184,30 @@ def members_import(
     raise typer.Exit(1 if wrong else 0)
 
 
+@contact_app.command(name="set")
+def contact_set(
+    id: Annotated[str, typer.Argument(help="收件人代号，如 m-supervisor-420106 / whose, a pseudonym")],
+    district: Annotated[str, typer.Option(help="行政区代码 / the district's code")],
+    channels: Annotated[str, typer.Option(help='渠道，依次尝试，如 "wecom mail" / tried in this order')],
+    language: Annotated[str, typer.Option(help="zh-CN en")] = "zh-CN",
+    quiet: Annotated[str, typer.Option(help="免打扰，如 22:00-07:00 / quiet hours; else the policy's")] = "",
+    name: Annotated[str, typer.Option(help="姓名，不入账本 / a name, never in the ledger")] = "",
+    phone: Annotated[str, typer.Option(help="电话，不入账本 / a number, never in the ledger")] = "",
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """设置收件人的联系方式，替换原有 / how somebody is reached, in place of before."""
+    from deploy import contacts
+    from deploy.running import Running
+
+    kept = contacts.contact(id, district, channels.split(), language, quiet, name, phone)
+    sequence = _run(contacts.put(Running.find(data), kept))
+    if json_output:
+        _print_json({"id": kept.id, "district": kept.district, "channels": kept.channels, "sequence": sequence})
+    else:
+        print(f"{kept.id}：{' → '.join(kept.channels)}")
+
+
 @ledger_app.command(name="rebuild")
 def ledger_rebuild(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
     """从叶子重算全部投影 / fold every projection again from the leaves."""
@@ -196,7 +223,7 @@ def schema(
     check: Annotated[bool, typer.Option("--check", help="只比较；不同则退出码 1 / compare; exit code 1")] = False,
     folder: Annotated[Path, typer.Option(help="写入的目录 / where to")] = Path("docs"),
 ) -> None:
-    """由事实目录生成 JSON Schema 与 AsyncAPI / write the schemas from the catalogue of facts."""
+    """由事实目录生成接口描述 / write the schemas from the catalogue of facts."""
     from shared import schema as schemas
 
     changes = schemas.write(folder, check)
@@ -244,7 +271,7 @@ async def _up(data: Path, *, demo: bool, quiet: bool, port: int) -> None:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             return
-        for line in _welcome(stack, starting.result()):
+        for line in _welcome(stack, starting.result(), data):
             say(line)
         await stopped
     finally:
@@ -283,8 +310,10 @@ def _stop_on_signals() -> "asyncio.Future[None]":
     return stopped
 
 
-def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
+def _welcome(stack: "Stack", districts: list[str], data: Path) -> list[str]:
+    """Addresses, logins, and commands that work as they stand in another terminal of the same folder."""
     district = next(iter(districts), "*")
+    of_member = ["token", "--role", "member", "--district", "420106", "--sub", "m-wc03", "--data", str(data)]
     urls = stack.urls
     logins = {
         "DISPATCHER": stack.token("dispatcher", district=district),
@@ -301,10 +330,10 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
         "地址与登录令牌（12 小时有效）：复制到另一个终端 / addresses and logins for 12 hours: paste into another terminal",
         *(f"  export {service.upper()}={url}" for service, url in urls.items()),
         *(f"  export {name}={token}" for name, token in logins.items()),
-        "  更多 / more: paidan token --role member --district 420106 --sub m-wc01",
+        f"  export MEMBER=$({shlex.join([_as_started(sys.argv[0]), *of_member])})",
         "",
-        "试一试 / try",
-        "  curl -sS $INTAKE/v1/requests -H 'Idempotency-Key: '$RANDOM$RANDOM -H 'Content-Type: application/json' \\",
+        "试一试 / try" + ("（派单等候 15 分钟答复 / offers wait 15 minutes here）" if districts else ""),
+        "  curl -sS $INTAKE/v1/requests -H 'Idempotency-Key: try-1' -H 'Content-Type: application/json' \\",
         """    -d '{"text": "楼道路灯不亮了，老人晚上看不清台阶", "location": {"address": "欧景苑 3 栋"}}'""",
         """  curl -sSN "$DISPATCH/v1/stream?types=task." -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
         """  curl -sS $DISPATCH/v1/tasks -H "Authorization: Bearer $DISPATCHER" """.rstrip(),
@@ -312,6 +341,11 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
         "",
         "Ctrl-C 平稳停止 / Ctrl-C drains and stops",
     ]
+
+
+def _as_started(program: str) -> str:
+    """What to type for this command, as it was typed: `.venv/bin/paidan` for those who came by `make up`."""
+    return program if Path(program).name == "paidan" else "paidan"
 
 
 async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:

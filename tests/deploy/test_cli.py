@@ -1,13 +1,17 @@
 """The `paidan` command says what it does, and in one line what stands in its way."""
 
+import os
 import subprocess
 import sys
+import unicodedata
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from deploy.cli import duration
+from deploy.cli import _welcome, duration
 from deploy.errors import SetupError
 from deploy.identities import Identities
 
@@ -27,8 +31,10 @@ COMMANDS = [
     ("bus", "apply"),
     ("register", "apply"),
     ("members", "import"),
+    ("contact", "set"),
     ("ledger", "rebuild"),
 ]
+GROUPS = [(), ("bus",), ("register",), ("members",), ("contact",), ("ledger",)]
 
 
 @pytest.mark.parametrize("command", [(), *COMMANDS], ids=" ".join)
@@ -38,12 +44,46 @@ def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
     assert " / " in done.stdout
 
 
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_a_list_of_commands_shows_both_languages_in_a_hundred_columns(
+    group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = paidan(*group, "--help").stdout.partition("Commands:")[2].splitlines()
+    assert len(lines) > 1
+    for line in lines[1:]:
+        assert " / " in line
+        assert not line.endswith("...")
+        assert sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line) <= 100, line
+
+
+def test_what_up_says_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = str(Path(sys.executable).with_name("paidan"))
+    monkeypatch.setattr(sys, "argv", [program, "up"])
+    data = tmp_path / "my data"
+    Identities.open(data / "secrets")
+    urls = {service: f"http://127.0.0.1:{8420 + n}" for n, service in enumerate(("intake", "dispatch", "ledger"))}
+    stack: Any = SimpleNamespace(urls=urls, bus_url="nats://x", data=data, token=lambda *_, **__: "t")
+    lines = _welcome(stack, ["420106"], data)
+    said = "\n".join(lines)
+    assert "$RANDOM" not in said
+    assert "15 minutes" in said
+    exports = "\n".join(line.strip() for line in lines if line.startswith("  export "))
+    shell = subprocess.run(
+        ["sh", "-euc", f'{exports}\necho "$INTAKE $MEMBER"'],
+        capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+    )  # fmt: skip
+    assert shell.returncode == 0, shell.stderr
+    assert shell.stdout.startswith("http://127.0.0.1:8420 ey")
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ("bus", "apply"),
         ("register", "apply", "a.json"),
         ("members", "import", "a.json", "--district", "420106"),
+        ("contact", "set", "m-supervisor-420106", "--district", "420106", "--channels", "mail"),
         ("ledger", "rebuild"),
     ],
     ids=" ".join,

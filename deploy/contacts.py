@@ -1,0 +1,81 @@
+"""How somebody who is no member is reached: whoever is on duty for a district hears under `m-supervisor-<district>` what nobody took."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploy.errors import Said, SetupError
+from deploy.running import Running
+from shared.facts import District, Language, MemberId, Text
+from shared.problems import said
+
+HOURS = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", re.ASCII)
+
+
+class Contact(BaseModel):
+    """What the bucket CONTACTS holds of one recipient, as dispatch writes it of a member and notify reads it."""
+
+    model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
+
+    id: MemberId
+    district: District
+    channels: tuple[Text, ...] = Field(min_length=1)
+    language: Language = "zh-CN"
+    quiet: tuple[int, int] | None = None
+    name: Text = ""
+    phone: Text = ""
+
+    @property
+    def subject(self) -> str:
+        """Where it is kept."""
+        return f"$KV.CONTACTS.{self.district}.{self.id}"
+
+    def encode(self) -> bytes:
+        """What is kept."""
+        held = self.model_dump(mode="json", exclude={"id", "district"})
+        return json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def contact(
+    id: str, district: str, channels: Sequence[str], language: str, quiet: str, name: str, phone: str
+) -> Contact:
+    """
+    A contact from words.
+
+    Args:
+        quiet: `22:00-07:00`; empty: as the district's policy says.
+    Raises:
+        SetupError: one of them cannot be so.
+    """
+    given = {"id": id, "district": district, "channels": tuple(channels), "language": language, "name": name}
+    try:
+        return Contact.model_validate(given | {"phone": phone, "quiet": _minutes(quiet) if quiet else None})
+    except ValidationError as why:
+        first = why.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        zh, en = said(first)
+        raise SetupError(
+            Said(f"{field} 有误：{zh}", f"{field}: {en}"),
+            Said("例如 m-supervisor-420106 --district 420106", "as in m-supervisor-420106 --district 420106"),
+        ) from None
+
+
+async def put(running: Running, kept: Contact) -> int:
+    """Keep it in place of what was kept before, as dispatch does; its sequence. Raises BusError."""
+    bus = await running.connect("dispatch")
+    try:
+        return await bus.put(kept.subject, kept.encode())
+    finally:
+        await bus.drain()
+
+
+def _minutes(quiet: str) -> tuple[int, int]:
+    found = HOURS.fullmatch(quiet.strip())
+    numbers = [int(part) for part in found.groups()] if found else []
+    if not numbers or max(since := numbers[0] * 60 + numbers[1], until := numbers[2] * 60 + numbers[3]) > 1440:
+        raise SetupError(
+            Said(f"看不懂免打扰时段 {quiet}", f"{quiet} are no hours"), Said("例如 22:00-07:00", "write 22:00-07:00")
+        )
+    return since, until

@@ -1,0 +1,72 @@
+"""Who is no member is reached too: the supervisor of a district, under an id of their own."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.contacts import contact
+from deploy.errors import SetupError
+from deploy.stack import Stack
+from services.dispatch.importing import Row
+from services.notify.contacts import Contacts
+from services.notify.decide import supervisor
+from tests.deploy.test_stack import _service
+
+DISTRICT = "420106"
+
+
+def test_it_is_kept_as_a_members_is() -> None:
+    ours = contact("m-1", DISTRICT, ["wecom", "mail"], "en", "22:00-07:00", "李", "110")
+    row = Row(
+        id="m-1", kind="grid_member", areas=(), capacity=1, district=DISTRICT,
+        name="李", phone="110", language="en", quiet="22:00-07:00", channels=("wecom", "mail"),
+    )  # fmt: skip
+    assert ours.subject == f"$KV.CONTACTS.{DISTRICT}.m-1"
+    assert json.loads(ours.encode()) == json.loads(row.contact())
+
+
+@pytest.mark.parametrize(
+    ("id", "district", "channels", "language", "quiet"),
+    [
+        ("supervisor", DISTRICT, ["mail"], "en", ""),
+        ("m-1", "wuchang", ["mail"], "en", ""),
+        ("m-1", DISTRICT, [], "en", ""),
+        ("m-1", DISTRICT, ["mail"], "fr", ""),
+        ("m-1", DISTRICT, ["mail"], "en", "at night"),
+        ("m-1", DISTRICT, ["mail"], "en", "22:00-24:30"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    id: str, district: str, channels: list[str], language: str, quiet: str
+) -> None:
+    with pytest.raises(SetupError) as caught:
+        contact(id, district, channels, language, quiet, "", "")
+    assert "\n" not in str(caught.value)
+    assert "Input should" not in str(caught.value)
+
+
+async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with Stack(data, None, None, services=("dispatch",), command=_service) as stack:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [
+                *(sys.executable, "-c", "from deploy.cli import main; main()", "contact", "set", supervisor(DISTRICT)),
+                *("--district", DISTRICT, "--channels", "wecom mail", "--quiet", "00:00-00:00", "--name", "值班"),
+                *("--data", str(data), "--json"),
+            ],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["channels"] == ["wecom", "mail"]
+        assert "值班" not in done.stdout
+        bus = await stack.connect("notify")
+        contacts = Contacts(bus)
+        await contacts.look_up(DISTRICT, [supervisor(DISTRICT)])
+        known = contacts.known(DISTRICT, supervisor(DISTRICT))
+        assert (known.channels, known.quiet) == (("wecom", "mail"), (0, 0))
+        await bus.drain()

@@ -60,6 +60,8 @@ class Known:
             areas = standing(self.register, now)
             if areas != self._places.areas:
                 self._places = Places(areas)
+                if self._places.unsound:
+                    logger().warning("polygons_unsound", areas=self._places.unsound)
             self._looked = quarter
         return self._places
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -35,6 +36,14 @@ def standing(register: Register, now: datetime) -> tuple[AreaSet, ...]:
     return tuple(sorted(areas, key=lambda area: area.area))
 
 
+def _shape(area: AreaSet) -> shapely.Polygon | None:
+    """The area on the ground; none where its rings are not sound, so that one area cannot spoil the search for all."""
+    with suppress(shapely.errors.ShapelyError, ValueError):
+        if area.polygon and (shape := shapely.Polygon(area.polygon[0], area.polygon[1:])).is_valid:
+            return shape
+    return None
+
+
 class Places:
     """The areas of one day, ready to be searched."""
 
@@ -42,8 +51,12 @@ class Places:
         self.areas = tuple(areas)
         self._by_code = {area.area: area for area in areas}
         self._words = Words(Found(area.area, word) for area in areas for word in area.words)
-        self._drawn = [area for area in areas if area.polygon and len(area.polygon[0]) >= 3]
-        shapes = [shapely.Polygon(area.polygon[0], area.polygon[1:]) for area in self._drawn]
+        drawn = [(area, shape) for area in areas if (shape := _shape(area))]
+        self._drawn = [area for area, _ in drawn]
+        sound = {area.area for area in self._drawn}
+        self.unsound = [area.area for area in areas if area.polygon and area.area not in sound]
+        """Areas whose rings cross, or are too short: found by code and words only."""
+        shapes = [shape for _, shape in drawn]
         shapely.prepare(shapes)
         self._sizes = [shape.area for shape in shapes]
         self._tree = shapely.STRtree(shapes)

@@ -11,7 +11,7 @@ from services.intake.coordinates import Crs, bd09, gcj02, to_wgs84
 from services.intake.model import Location
 from services.intake.places import Place, Places, standing
 from shared.errors import RefusedError
-from tests.intake.examples import NOW, OUJING, area, register
+from tests.intake.examples import NOW, OUJING, WUCHANG, area, register
 
 
 def places() -> Places:
@@ -31,6 +31,25 @@ def refused(**location: object) -> str:
 def test_an_enclave_wins_over_the_area_around_it() -> None:
     assert locate(lon=114.3650, lat=30.5950).area.area == "xinxiang"
     assert locate(lon=114.3610, lat=30.5950).area.area == "yuanlin"
+
+
+@pytest.mark.parametrize(
+    "rings",
+    [
+        (((0, 0), (9, 9), (9, 0), (0, 9)),),
+        (((0, 0), (9, 9)),),
+        (((0, 0), (9, 0), (0, 0)),),
+        (((0, 0), (9, 0), (9, 9)), ((1, 1),)),
+    ],
+)
+def test_an_area_whose_rings_are_not_sound_does_not_spoil_the_search(
+    rings: tuple[tuple[tuple[int, int], ...], ...],
+) -> None:
+    broken = area("broken", WUCHANG, polygon=rings, words=("破圈",))
+    held = Places(standing(register(broken), NOW))
+    assert held.locate(Location(lon=114.3650, lat=30.5950)).area.area == "xinxiang"
+    assert held.locate(Location(address="破圈")).area.area == "broken"
+    assert held.unsound == ["broken"]
 
 
 def test_the_longest_word_of_an_address_leads() -> None:

@@ -301,6 +301,16 @@ class Bus:
         """The message with this sequence, or None where it was deleted."""
         return await self._stored(stream, {"seq": sequence}, timeout_s)
 
+    async def next(self, subjects: str, *, after: int, stream: str = STREAM) -> Delivery | None:
+        """The first message under these subjects behind a sequence, or None; one question each, for who is in no hurry."""
+        which = {"seq": after + 1, "next_by_subj": subjects}
+        try:
+            message = (await self._api(f"STREAM.MSG.GET.{stream}", which))["message"]
+        except _NotThereError:
+            return None
+        recorded = datetime.fromisoformat(message["time"]).timestamp()
+        return Delivery(message["seq"], int(recorded * 1e9), message["subject"], _unbase64(message.get("data")))
+
     async def _stored(self, stream: str, which: Mapping[str, Any], timeout_s: float) -> Stored | None:
         try:
             answer = await self._api(f"STREAM.MSG.GET.{stream}", which, timeout_s=timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Annotated, Any
 
 import orjson
@@ -24,13 +24,17 @@ from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import District, MemberId, plain
-from shared.ids import derived_id
+from shared.ids import derived_id, new_id
 from shared.web import CallerNeeded
 
 COMMAND_S = 5.0
 """How long HTTP forwards and repeats one command id before it gives up."""
 TRY_S = 1.5
 IMPORT_BYTES_MAX = 2 * 1024 * 1024
+CHUNK = 400
+"""How many members one command enrols."""
+REGISTER_S = 2.0
+"""How long an import waits for areas that the desk does not know yet."""
 
 Key = Annotated[
     str | None,
@@ -87,7 +91,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     """The app; it holds nothing but what it is given."""
 
     async def ready() -> dict[str, str]:
-        missing = dict(desks.failed)
+        missing = {**desks.recovering, **desks.failed}
         if not bus.connected:
             missing["nats"] = "not connected"
         if bus.refused:
@@ -216,7 +220,12 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         tags=["tasks"],
         summary="未结任务 / open tasks",
         responses=web.problems(
-            "unauthenticated", "forbidden", "foreign_district", "district_missing", "unknown_district"
+            "unauthenticated",
+            "forbidden",
+            "foreign_district",
+            "district_missing",
+            "unknown_district",
+            "not_recovered",
         ),
     )
     async def tasks(
@@ -229,12 +238,12 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         after: Annotated[str, Query(description="上一页末尾的编号 / the last id of the page before")] = "",
     ) -> dict[str, Any]:
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
-        desk = desks[district_of(caller, district)]
+        desk = desks.known(district_of(caller, district))
         if not caller.roles & OFFICE:
             member = caller.id
         found = [
             task
-            for task in desk.state.tasks.values()
+            for task in desk.tasks.values()
             if task.id > after
             and (status is None or task.status == status)
             and (area is None or task.area == area)
@@ -251,11 +260,13 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         "/v1/tasks/{task}",
         tags=["tasks"],
         summary="任务 / one open task",
-        responses=web.problems("unauthenticated", "unknown_task", "foreign_district", "district_missing"),
+        responses=web.problems(
+            "unauthenticated", "unknown_task", "foreign_district", "district_missing", "not_recovered"
+        ),
     )
     async def one(task: str, caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
         caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
-        found = desks[district_of(caller, district)].state.tasks.get(task)
+        found = desks.known(district_of(caller, district)).tasks.get(task)
         if found is None or (not caller.roles & OFFICE and caller.id not in (found.holder, *found.tried)):
             raise RefusedError("unknown_task", task=task)
         return _shown(found)
@@ -264,11 +275,11 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         "/v1/members",
         tags=["members"],
         summary="人员与负荷 / members and their load",
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "district_missing"),
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "district_missing", "not_recovered"),
     )
     async def members(caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
         caller.need("dispatcher", "supervisor", "auditor")
-        desk = desks[district_of(caller, district)].state
+        desk = desks.known(district_of(caller, district))
         return {
             "members": [
                 {
@@ -290,36 +301,59 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         "/v1/members/import",
         tags=["members"],
         summary="批量登记 / enrol in bulk (CSV or JSON)",
-        responses={**refusals, **web.problems("invalid_json", "unknown_district")},
+        responses={
+            **refusals,
+            **web.problems("invalid_json", "not_utf8", "unknown_columns", "unknown_district", "not_recovered"),
+        },
     )
     async def import_members(
-        request: Request, caller: CallerNeeded, district: Of = None, dry_run: bool = False
+        request: Request, caller: CallerNeeded, district: Of = None, dry_run: bool = False, key: Key = None
     ) -> dict[str, Any]:
         caller.need("dispatcher", "supervisor")
         of = district_of(caller, district)
-        desk = desks[of].state
+        key = (
+            key or new_id()
+        )  # without one, every import is a new one: a repeat is decided on again, and finds nothing to change
+        desks.known(of)
         rows = importing.read(await request.body(), request.headers.get("content-type", "text/csv"))
-        good, reports = importing.check(rows, of)
-        fresh = []
-        for number, row in good:
-            fact = row.enrolment()
-            known = desk.members.get(row.id)
-            result = "enrolled" if known is None else "unchanged" if unchanged(desk, fact) else "changed"
-            reports.append(importing.Report(number, row.id, result))  # type: ignore[arg-type]
-            if not dry_run:
-                await bus.put(f"$KV.CONTACTS.{of}.{row.id}", row.contact())
-            if result != "unchanged":
-                fresh.append(plain(fact) | {"duty": [plain(duty) for duty in fact.duty]})
-        if not dry_run:
-            for chunk in (fresh[i : i + 400] for i in range(0, len(fresh), 400)):
-                await forward(
-                    request, caller, "enrol", of, derived_id("import", orjson.dumps(chunk)), {"members": chunk}
+        good, reports = await checked(rows, of)
+        if dry_run:
+            desk = desks.known(of)
+            for number, row in good:
+                new = row.id not in desk.members
+                result: importing.Result = (
+                    "enrolled" if new else "unchanged" if unchanged(desk, row.enrolment()) else "changed"
                 )
+                reports.append(importing.Report(number, row.id, result))
+        else:
+            for _, row in good:
+                await bus.put(f"$KV.CONTACTS.{of}.{row.id}", row.contact())
+            enrolled: set[str] = set()
+            changed: set[str] = set()
+            for n, first in enumerate(range(0, len(good), CHUNK)):
+                chunk = [row.enrolment() for _, row in good[first : first + CHUNK]]
+                content = [plain(fact) | {"duty": [plain(duty) for duty in fact.duty]} for fact in chunk]
+                answer = await forward(request, caller, "enrol", of, derived_id("import", key, n), {"members": content})
+                enrolled.update(answer.get("enrolled", ()))
+                changed.update(answer.get("changed", ()))
+            for number, row in good:
+                result = "enrolled" if row.id in enrolled else "changed" if row.id in changed else "unchanged"
+                reports.append(importing.Report(number, row.id, result))
         reports.sort(key=lambda report: report.row)
-        counts = {
-            result: sum(r.result == result for r in reports) for result in ("enrolled", "changed", "unchanged", "error")
-        }
+        counts: dict[str, int] = {result: sum(r.result == result for r in reports) for result in importing.RESULTS}
         return {"district": of, "dry_run": dry_run, **counts, "rows": [plain_report(report) for report in reports]}
+
+    async def checked(
+        rows: list[Mapping[str, Any]], of: str
+    ) -> tuple[list[tuple[int, importing.Row]], list[importing.Report]]:
+        """The rows and their reports; a register that was applied a moment ago may still be on its way to the desk."""
+        ends = asyncio.get_running_loop().time() + REGISTER_S
+        while True:
+            good, reports = importing.check(rows, of, desks.known(of).register.areas)
+            late = any(report.result == "error" and report.field == "areas" for report in reports)
+            if not late or asyncio.get_running_loop().time() > ends:
+                return good, reports
+            await asyncio.sleep(0.1)
 
     @app.post(
         "/v1/members/{member}/leave",

@@ -90,6 +90,27 @@ class Desks:
         """Desks that stopped for good, with why."""
         return {f"desk {code}": str(turns.failed) for code, turns in self.desks.items() if turns.failed}
 
+    def known(self, district: str) -> Desk:
+        """
+        What a desk knows, once it has folded something: before that it would look ready, and empty.
+
+        Raises:
+            RefusedError: `unknown_district`, `not_recovered`.
+        """
+        state = self[district].state
+        if state.answers_since is None:
+            raise RefusedError("not_recovered", district=district, retry_after=2)
+        return state
+
+    @property
+    def recovering(self) -> dict[str, str]:
+        """Desks that do not know yet what they should."""
+        return {
+            f"desk {code}": "not recovered"
+            for code, turns in self.desks.items()
+            if turns.state.answers_since is None and not turns.failed
+        }
+
     async def run(self) -> None:
         """Open desks as the register names them, take commands; ends when told to, after every desk has."""
         self._subscription = await self._bus.serve("cmd.*.desk.*", self._take)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from shared.errors import RefusedError
 from shared.facts import District, Duty, Kind, Language, MemberEnrolled, MemberId, Text
 
 ROWS_MAX = 5000
+COLUMNS_NAMED_MAX = 10
+Result = Literal["enrolled", "changed", "unchanged", "skipped", "error"]
+RESULTS: tuple[Result, ...] = ("enrolled", "changed", "unchanged", "skipped", "error")
 LISTS = ("areas", "skills", "duty", "channels")
 
 
@@ -67,7 +70,7 @@ class Report:
 
     row: int
     id: str
-    result: Literal["enrolled", "changed", "unchanged", "error"]
+    result: Result
     field: str | None = None
     why: str | None = None
 
@@ -77,7 +80,7 @@ def read(content: bytes, media_type: str) -> list[Mapping[str, Any]]:
     The rows of a CSV (UTF-8, with header) or JSON (list of objects) file.
 
     Raises:
-        RefusedError: `invalid_json`, `invalid`.
+        RefusedError: `invalid_json`, `invalid`, `not_utf8`, `unknown_columns`.
     """
     try:
         if "json" in media_type:
@@ -85,11 +88,15 @@ def read(content: bytes, media_type: str) -> list[Mapping[str, Any]]:
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise RefusedError("invalid", field="body", why="a list of objects")
         else:
-            rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restkey="…"))
+            table = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restkey="…")
+            rows = list(table)
+            if unknown := [name for name in table.fieldnames or () if name and name not in Row.model_fields]:
+                columns = "、".join(name[:40] for name in unknown[:COLUMNS_NAMED_MAX])
+                raise RefusedError("unknown_columns", field="body", columns=columns, known=" ".join(Row.model_fields))
     except csv.Error as why:
         raise RefusedError("invalid", field="body", why=str(why)) from None
     except UnicodeDecodeError:
-        raise RefusedError("invalid", field="body", why="UTF-8") from None
+        raise RefusedError("not_utf8", field="body") from None  # Excel's own default in China is GBK
     except orjson.JSONDecodeError:
         raise RefusedError("invalid_json") from None
     if not rows or len(rows) > ROWS_MAX:
@@ -97,8 +104,15 @@ def read(content: bytes, media_type: str) -> list[Mapping[str, Any]]:
     return rows
 
 
-def check(rows: Iterable[Mapping[str, Any]], district: str) -> tuple[list[tuple[int, Row]], list[Report]]:
-    """The rows that can be enrolled in this district, numbered, and reports on those that cannot."""
+def check(
+    rows: Iterable[Mapping[str, Any]], district: str, areas: Container[str]
+) -> tuple[list[tuple[int, Row]], list[Report]]:
+    """
+    The rows that can be enrolled in this district, numbered, and reports on those that cannot.
+
+    Args:
+        areas: those that the register knows.
+    """
     good: list[tuple[int, Row]] = []
     bad: list[Report] = []
     seen: set[str] = set()
@@ -120,7 +134,13 @@ def check(rows: Iterable[Mapping[str, Any]], district: str) -> tuple[list[tuple[
             bad.append(Report(number, id, "error", "quiet", str(why)))
             continue
         if row.district != district:
-            continue  # another district's member in a file for several
+            why_not = f"属于 {row.district},不属于 {district} / of {row.district}, not of {district}"
+            bad.append(Report(number, id, "skipped", "district", why_not))
+            continue
+        if unknown := [area for area in row.areas if area not in areas]:
+            named = " ".join(unknown[:COLUMNS_NAMED_MAX])
+            bad.append(Report(number, id, "error", "areas", f"台账中没有 {named} / not in the register: {named}"))
+            continue
         if row.id in seen:
             bad.append(Report(number, id, "error", "id", "twice in this file"))
             continue

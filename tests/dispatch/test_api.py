@@ -9,9 +9,24 @@ import pytest
 
 from deploy.identities import Identities, issue_token
 from services.dispatch import api
-from shared.ids import derived_id
+from services.dispatch.desk import RULES
+from shared.ids import derived_id, new_id
+from shared.turns import Turns
 from tests.dispatch.conftest import Service
-from tests.examples import LI, QINGSHAN, REQUEST, TASK, TEAM, WANG, WITHDRAWN, WUCHANG, envelope, id_of, submitted
+from tests.examples import (
+    LI,
+    QINGSHAN,
+    REQUEST,
+    TASK,
+    TEAM,
+    WANG,
+    WITHDRAWN,
+    WUCHANG,
+    area,
+    envelope,
+    id_of,
+    submitted,
+)
 
 HEADER = "id,kind,areas,skills,capacity,duty,district,name,phone,quiet,channels\n"
 ROWS = "".join(
@@ -245,7 +260,8 @@ async def test_a_broken_district_does_not_stop_the_others(running: Service) -> N
 async def imports(service: Service, content: str, **query: Any) -> Any:
     """Import a CSV file."""
     path = "/v1/members/import" + ("?dry_run=true" if query.get("dry_run") else "")
-    answer = await service.post(path, content.encode(), headers={"content-type": "text/csv"}, key="import")
+    key = query.get("key") or new_id()
+    answer = await service.post(path, content.encode(), headers={"content-type": "text/csv"}, key=key)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -288,6 +304,85 @@ async def test_importing_again_changes_only_what_changed(service: Service) -> No
     assert (changed["unchanged"], changed["changed"]) == (2, 1)
     assert service.desks[WUCHANG].state.members[LI].capacity == 80
     assert (await contact(service, WANG))["name"] == "李新"
+
+
+async def test_who_left_is_enrolled_again_by_importing_them_again(service: Service) -> None:
+    """The same rows as before, but another import: nothing that was answered before stands in its way."""
+    await service.start()
+    await imports(service, HEADER + ROWS)
+    assert (await service.post(f"/v1/members/{LI}/leave", {})).status_code == 200
+    again = await imports(service, HEADER + ROWS)
+    assert (again["changed"], again["unchanged"]) == (1, 2)
+    assert not service.desks[WUCHANG].state.members[LI].left
+
+
+async def test_terms_that_go_back_to_what_they_were_hold(service: Service) -> None:
+    await service.start()
+    other = HEADER + ROWS.replace(",40,", ",80,")
+    for content, capacity in ((HEADER + ROWS, 40), (other, 80), (HEADER + ROWS, 40), (other, 80)):
+        await imports(service, content)
+        assert service.desks[WUCHANG].state.members[LI].capacity == capacity
+
+
+async def test_an_import_that_is_repeated_under_its_key_has_the_same_report(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of two: each is a command of its own."""
+    monkeypatch.setattr(api, "CHUNK", 2)
+    await service.start()
+    first = await imports(service, HEADER + ROWS, key="k")
+    last = (await service.bus.state()).last
+    assert first["enrolled"] == 3
+    assert await imports(service, HEADER + ROWS, key="k") == first
+    assert (await service.bus.state()).last == last
+
+
+async def test_a_report_says_what_the_desk_did_and_not_what_was_expected(service: Service) -> None:
+    """Two imports at once: each member is enrolled by one of them."""
+    await service.start()
+    reports = await asyncio.gather(*(imports(service, HEADER + ROWS) for _ in range(3)))
+    assert sum(report["enrolled"] for report in reports) == 3
+    assert sum(report["unchanged"] for report in reports) == 6
+
+
+async def test_rows_that_are_not_enrolled_are_counted_and_say_why(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "REGISTER_S", 0.2)
+    await service.start()
+    rows = ROWS + f"m-a,grid_member,nowhere,,40,,{WUCHANG},,,,\nm-b,grid_member,oujing-1,,40,,{QINGSHAN},,,,\n"
+    report = await imports(service, HEADER + rows)
+    assert (report["enrolled"], report["error"], report["skipped"]) == (3, 1, 1)
+    assert "nowhere" in report["rows"][3]["why"]
+    assert QINGSHAN in report["rows"][4]["why"]
+    assert "m-a" not in service.desks[WUCHANG].state.members
+    assert await contact(service, "m-a") is None
+
+
+async def test_areas_that_are_on_their_way_are_waited_for(service: Service) -> None:
+    await service.start()
+    row = f"m-a,grid_member,brand-new,,40,,{WUCHANG},,,,\n"
+    waiting = asyncio.create_task(imports(service, HEADER + row))
+    await asyncio.sleep(0.2)
+    await service.store(service.ledger, envelope(area("brand-new")))
+    assert (await waiting)["enrolled"] == 1
+
+
+async def test_before_it_has_recovered_a_desk_says_so_and_does_not_look_empty(service: Service) -> None:
+    service.desks.desks[WUCHANG] = Turns(RULES, service.bus, WUCHANG, "d-1")
+    for path in ("/v1/tasks", f"/v1/tasks/{TASK}", "/v1/members"):
+        answer = await service.get(path)
+        assert code(answer) == (503, "not_recovered")
+        assert answer.headers["retry-after"] == "2"
+    answer = await service.post("/v1/members/import", (HEADER + ROWS).encode(), headers={"content-type": "text/csv"})
+    assert code(answer) == (503, "not_recovered")
+    assert await contact(service, LI) is None
+    ready = await service.http.get("/readyz")
+    assert (ready.status_code, ready.json()["missing"]) == (503, {f"desk {WUCHANG}": "not recovered"})
+    del service.desks.desks[WUCHANG]
+    await service.start()
+    assert (await service.get("/v1/members")).json() == {"members": []}
+    assert (await service.http.get("/readyz")).status_code == 200
 
 
 async def test_an_import_is_for_dispatchers_of_the_district(service: Service) -> None:

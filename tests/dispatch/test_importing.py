@@ -9,7 +9,10 @@ from services.dispatch import importing
 from services.dispatch.importing import check, duty, read, span_of_day
 from shared.errors import RefusedError
 from shared.facts import Duty
-from tests.examples import LI, QINGSHAN, WUCHANG
+from shared.problems import problem
+from tests.examples import ESTATE, LI, OUJING, QINGSHAN, WUCHANG
+
+KNOWN = frozenset({OUJING, ESTATE, "a"})
 
 HEADER = "id,kind,areas,skills,capacity,duty,district,name,phone,quiet,channels\n"
 LI_ROW = f"{LI},grid_member,oujing-1 oujingyuan,repair,40,1-5 08:00-12:00; 6 09:00-10:00,{WUCHANG},李明,13800000001,22:00-07:00,console\n"
@@ -22,12 +25,12 @@ def csv(*rows: str, bom: bool = False) -> list[Any]:
 
 def bad(*rows: str) -> list[tuple[int, str | None]]:
     """Number and field of the rows that cannot be enrolled."""
-    return [(report.row, report.field) for report in check(csv(*rows), WUCHANG)[1]]
+    return [(report.row, report.field) for report in check(csv(*rows), WUCHANG, KNOWN)[1]]
 
 
 @pytest.mark.parametrize("bom", [False, True])
 def test_csv_with_and_without_a_mark_at_its_beginning(bom: bool) -> None:
-    ((number, row),), reports = check(csv(LI_ROW, bom=bom), WUCHANG)
+    ((number, row),), reports = check(csv(LI_ROW, bom=bom), WUCHANG, KNOWN)
     assert (number, reports) == (1, [])
     terms = row.enrolment()
     assert (terms.member_id, terms.areas, terms.skills, terms.capacity) == (
@@ -43,11 +46,11 @@ def test_json_gives_the_same_as_csv() -> None:
         "quiet": "22:00-07:00", "channels": ["console"],
     }  # fmt: skip
     rows = read(json.dumps([fields]).encode(), "application/json; charset=utf-8")
-    assert check(rows, WUCHANG)[0] == check(csv(LI_ROW), WUCHANG)[0]
+    assert check(rows, WUCHANG, KNOWN)[0] == check(csv(LI_ROW), WUCHANG, KNOWN)[0]
 
 
 def test_a_contact_holds_what_no_fact_may() -> None:
-    ((_, row),), _ = check(csv(LI_ROW), WUCHANG)
+    ((_, row),), _ = check(csv(LI_ROW), WUCHANG, KNOWN)
     assert json.loads(row.contact()) == {
         "name": "李明", "phone": "13800000001", "language": "zh-CN", "quiet": [1320, 420], "channels": ["console"],
     }  # fmt: skip
@@ -56,7 +59,7 @@ def test_a_contact_holds_what_no_fact_may() -> None:
 
 
 def test_a_row_without_hours_is_always_on_duty_and_told_on_the_console() -> None:
-    ((_, row),), _ = check(csv(f"{LI},grid_member,oujing-1,,40,,{WUCHANG},,,,\n"), WUCHANG)
+    ((_, row),), _ = check(csv(f"{LI},grid_member,oujing-1,,40,,{WUCHANG},,,,\n"), WUCHANG, KNOWN)
     assert row.enrolment().duty == ()
     assert json.loads(row.contact())["channels"] == ["console"]
 
@@ -83,23 +86,52 @@ def test_a_row_that_is_wrong_is_named_with_its_field(row: str, field: str) -> No
 
 
 def test_a_wrong_row_does_not_stop_the_others() -> None:
-    good, reports = check(csv("x,,,,,,,,,,\n", LI_ROW), WUCHANG)
+    good, reports = check(csv("x,,,,,,,,,,\n", LI_ROW), WUCHANG, KNOWN)
     assert [number for number, _ in good] == [2]
     assert [report.row for report in reports] == [1]
 
 
 def test_an_id_that_comes_twice_is_enrolled_once() -> None:
-    good, reports = check(csv(LI_ROW, LI_ROW), WUCHANG)
+    good, reports = check(csv(LI_ROW, LI_ROW), WUCHANG, KNOWN)
     assert [number for number, _ in good] == [1]
     assert [(report.row, report.field) for report in reports] == [(2, "id")]
 
 
-def test_rows_of_another_district_are_left_to_it() -> None:
-    assert check(csv(LI_ROW), QINGSHAN) == ([], [])
+def test_rows_of_another_district_are_skipped_and_say_so() -> None:
+    good, (report,) = check(csv(LI_ROW), QINGSHAN, KNOWN)
+    assert good == []
+    assert (report.row, report.id, report.result, report.field) == (1, LI, "skipped", "district")
+    assert WUCHANG in str(report.why)
+
+
+def test_an_area_that_the_register_does_not_know_is_named() -> None:
+    """Or nobody would notice that this member is never asked."""
+    good, (report,) = check(csv(LI_ROW.replace("oujingyuan", "oujingyaun")), WUCHANG, KNOWN)
+    assert good == []
+    assert (report.result, report.field) == ("error", "areas")
+    assert "oujingyaun" in str(report.why)
+    assert OUJING not in str(report.why)
+
+
+def test_columns_that_nobody_knows_are_one_problem_that_names_them() -> None:
+    with pytest.raises(RefusedError) as refused:
+        read((HEADER.replace("phone", "telephone,wechat") + LI_ROW * 3).encode(), "text/csv")
+    said = problem(refused.value)
+    assert said["code"] == "unknown_columns"
+    assert "telephone、wechat" in said["title"]
+    assert "capacity" in said["detail"]
+
+
+def test_what_excel_saves_by_default_is_told_how_to_save_it() -> None:
+    with pytest.raises(RefusedError) as refused:
+        read((HEADER + LI_ROW).encode("gbk"), "text/csv")
+    said = problem(refused.value)
+    assert "另存为 CSV UTF-8" in said["detail"]
+    assert "CSV UTF-8" in said["detail_en"]
 
 
 def test_a_report_does_not_repeat_a_phone() -> None:
-    (report,) = check(csv(LI_ROW.replace("13800000001", "1" * 300)), WUCHANG)[1]
+    (report,) = check(csv(LI_ROW.replace("13800000001", "1" * 300)), WUCHANG, KNOWN)[1]
     assert (report.field, "111" in str(report.why)) == ("phone", False)
 
 
@@ -108,7 +140,7 @@ def test_a_report_does_not_repeat_a_phone() -> None:
     [
         (b"", "text/csv", "invalid"),
         (HEADER.encode(), "text/csv", "invalid"),
-        ((HEADER + LI_ROW).encode("gb18030"), "text/csv", "invalid"),
+        ((HEADER + LI_ROW).encode("gb18030"), "text/csv", "not_utf8"),
         (HEADER.encode() + b'"' + b"x" * 200_000, "text/csv", "invalid"),
         (b"[", "application/json", "invalid_json"),
         (b"{}", "application/json", "invalid"),
@@ -125,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(content: bytes, media_
 
 def test_json_of_the_wrong_types_is_wrong_row_by_row() -> None:
     rows = read(json.dumps([{"id": {}}, {"id": LI, "areas": 3}, {"id": None}]).encode(), "application/json")
-    assert [report.row for report in check(rows, WUCHANG)[1]] == [1, 2, 3]
+    assert [report.row for report in check(rows, WUCHANG, KNOWN)[1]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

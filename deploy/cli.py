@@ -171,7 +171,7 @@ def members_import(
         roles=["admin"],
         params={"district": district, **_dry(dry_run)},
         media_type=media_type,
-        key=None if dry_run else _content_key(file, district),
+        key=None if dry_run else _new_key(),
     )
     rows = [row for row in answer.get("rows", []) if isinstance(row, dict)]
     wrong = [row for row in rows if row.get("result") == "error"]
@@ -391,11 +391,11 @@ def _dry(dry_run: bool) -> dict[str, str]:
     return {"dry_run": "true"} if dry_run else {}
 
 
-def _content_key(file: Path, district: str) -> str:
-    """The same file for the same district is the same import, however often it is sent."""
-    from hashlib import sha256
+def _new_key() -> str:
+    """Every import is a new one: the same file may be imported again after somebody left."""
+    from uuid import uuid4
 
-    return sha256(district.encode() + b"\0" + file.read_bytes()).hexdigest()[:32]
+    return uuid4().hex
 
 
 def _counts(answer: dict[str, Any]) -> str:

@@ -48,7 +48,9 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
         "/v1/notices",
         tags=["notices"],
         summary="消息统计 / how many messages were sent, failed, wait",
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "unknown_district", "invalid"),
+        responses=web.problems(
+            "unauthenticated", "forbidden", "foreign_district", "unknown_district", "district_missing"
+        ),
     )
     async def notices(
         caller: web.CallerNeeded,
@@ -57,9 +59,7 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
         of = district or caller.district
         caller.need("clerk", "dispatcher", "supervisor", "auditor", district=of)
         if of == EVERYWHERE:
-            raise RefusedError(
-                "invalid", field="district", why="请指明辖区:?district=420106", why_en="name one: ?district=420106"
-            )
+            raise RefusedError("district_missing", field="district")
         post = served.state(of)
         if post is None:
             raise RefusedError("unknown_district", district=of)

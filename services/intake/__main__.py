@@ -29,6 +29,7 @@ async def run(settings: Settings) -> None:
     try:
         intake = bring_up(bus, settings)
         following = asyncio.create_task(intake.following.run())
+        sweeping = asyncio.create_task(intake.sweeper.run())
         lost = asyncio.create_task(bus.closed.wait())
         for end in (following, lost):
             end.add_done_callback(lambda _: stop.set())
@@ -37,7 +38,7 @@ async def run(settings: Settings) -> None:
             await serve(intake.app, settings.http_host, settings.http_port, until=stop)
         finally:
             failed = following.done()
-            for end in (following, lost):
+            for end in (following, lost, sweeping):
                 end.cancel()
             with suppress(asyncio.CancelledError):
                 await following

@@ -19,16 +19,18 @@ from services.intake.limiting import Limits
 from services.intake.naming import Naming
 from services.intake.sealing import Keys
 from services.intake.settings import Settings
+from services.intake.sweeping import Sweeper
 from shared.auth import Doorkeeper
 from shared.bus import STREAM, Bus
 
 
 @dataclass(frozen=True)
 class Intake:
-    """An app, and the folds it needs to be followed (`following.run()`)."""
+    """An app, the folds it needs to be followed (`following.run()`), and who tidies up behind it (`sweeper.run()`)."""
 
     app: FastAPI
     following: Following
+    sweeper: Sweeper
 
 
 def bring_up(bus: Bus, settings: Settings) -> Intake:
@@ -75,7 +77,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         misses=Limits(settings.misses_per_s, settings.misses_burst),
         ready=ready,
     )
-    return Intake(app, following)
+    return Intake(app, following, Sweeper(bus, _now))
 
 
 def _now() -> datetime:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from services.dispatch.commands import Accept, Arrive, Decline, Done, Enrol, Leave, Offer
-from services.dispatch.matching import match
+from services.dispatch.matching import able, again_at, judge, match, waiting
 from services.dispatch.model import Desk, Task, enrolled, evolve, span
 from services.dispatch.words import wrong_state
 from shared.envelope import Envelope
@@ -34,6 +35,9 @@ from shared.facts import (
 )
 from shared.ids import derived_id
 from shared.turns import Command, Deadline, Decision, Input, Work
+
+TAKEN_UP_MAX = 100
+"""How many waiting tasks one enrolment looks at: with 500 members it still fits one turn."""
 
 
 class Draft:
@@ -86,6 +90,11 @@ class Draft:
         self.facts.append(envelope)
         self.desk = evolve(self.desk, envelope)
 
+    def join(self, other: Draft) -> None:
+        """What was drafted on top of this one, for another cause."""
+        self.facts += other.facts
+        self.desk = other.desk
+
     def match_id(self, task: Task) -> str:
         """The id of this decision's explanation: another decision about the same wave has another one."""
         return derived_id(self._seed, "match", task.id, task.wave + 1)
@@ -122,6 +131,7 @@ def _on_input(desk: Desk, work: Input, now: datetime) -> Decision[Desk]:
         case RequestWithdrawn(request_id=request):
             if task := _task_of(desk, request):
                 draft.of(task, TaskClosed(task_id=task.id, reason="withdrawn"))
+                take_up(draft, (*task.offered, *((task.holder,) if task.holder else ())))
         case RequestRated(request_id=request):
             if (task := _task_of(desk, request)) and task.status == "done":
                 draft.of(task, TaskClosed(task_id=task.id, reason="rated"))
@@ -174,10 +184,10 @@ def open_task(
 
 
 def offer(draft: Draft, task: Task) -> None:
-    """Ask the best who may; where nobody is left, say so."""
+    """Ask the best who may; where nobody is left, say so, once: for a task that is unplaced already, only the explanation is new."""
     policy = draft.desk.register.policy(draft.desk.district)
     found = match(draft.desk, task, draft.now)
-    asked = found.chosen if task.wave < policy.waves else None
+    asked = found.chosen if task.wave - task.spent < policy.waves else None
     explained = MatchExplained(
         match_id=draft.match_id(task),
         task_id=task.id,
@@ -188,10 +198,36 @@ def offer(draft: Draft, task: Task) -> None:
         chosen=(asked,) if asked else (),
     )
     draft.add(explained, case=task.request)
-    if asked is None:
+    if asked is None and task.status != "unplaced":
         draft.of(task, TaskUnplaced(task_id=task.id, match_id=explained.match_id, item=task.item, urgency=task.urgency))
-    else:
+    elif asked is not None:
         ask(draft, task, asked, explained.match_id)
+
+
+def take_up(draft: Draft, members: Iterable[str], *, most: int = 1) -> None:
+    """
+    Offer what waits for somebody, now that these members have room or are new: nobody asked for it, so no actor is named.
+
+    One task for each offer or task that ended: so the work of a turn stays bounded, and each end leads to the next beginning.
+    """
+    desk = draft.desk
+    there = [desk.members[id] for id in members if id in desk.members]
+    if not draft.facts or not there or not desk.waiting:
+        return
+    unfit = judge(desk, draft.now)
+    terms = {(member.kind, member.skills) for member in there}
+    cause = draft.facts[0].id
+
+    def may(task: Task) -> bool:
+        if most > 1:  # many are new: whether each of them may just now is seen when the task is matched
+            return any(able(kind, skills, task) for kind, skills in terms)
+        return any(unfit(member, task) is None for member in there)
+
+    for task in waiting(desk, there, may, most):
+        inner = Draft(draft.desk, cause, draft.now, seed=derived_id(cause, "waiting", task.id))
+        if match(inner.desk, task, inner.now).chosen or again_at(inner.desk, task, inner.now) != task.until:
+            offer(inner, task)
+            draft.join(inner)
 
 
 def ask(draft: Draft, task: Task, member: str, match_id: str) -> None:
@@ -220,6 +256,9 @@ def _on_deadline(desk: Desk, work: Deadline, now: datetime) -> Decision[Desk]:
         if task.offered:
             draft.of(task, TaskExpired(task_id=task.id, wave=task.wave, members=task.offered))
         offer(draft, draft.desk.tasks[task.id])
+        take_up(draft, task.offered)
+    elif task.status == "unplaced":
+        offer(draft, task)
     elif task.status == "done":
         draft.of(task, TaskClosed(task_id=task.id, reason="quiet"))
     return Decision(draft.desk, draft.facts)
@@ -277,6 +316,7 @@ def decline(draft: Draft, command: Decline) -> None:
     after = draft.desk.tasks[task.id]
     if not after.offered:
         offer(draft, after)
+    take_up(draft, (command.member,))
 
 
 def arrive(draft: Draft, command: Arrive) -> None:
@@ -293,6 +333,7 @@ def done(draft: Draft, command: Done) -> None:
     task = _held(draft.desk, command.task, command.member)
     if task.status in ("accepted", "arrived"):
         draft.of(task, TaskDone(task_id=task.id, member_id=command.member, outcome=command.outcome))
+        take_up(draft, (command.member,))
 
 
 def offer_by_hand(draft: Draft, command: Offer) -> None:
@@ -323,9 +364,12 @@ def offer_by_hand(draft: Draft, command: Offer) -> None:
 
 def enrol(draft: Draft, command: Enrol) -> None:
     """登记; who is enrolled on the same terms already is left alone."""
+    new: list[str] = []
     for fact in command.members:
         if not unchanged(draft.desk, fact):
             draft.add(fact)
+            new.append(fact.member_id)
+    take_up(draft, new, most=TAKEN_UP_MAX)
 
 
 def leave(draft: Draft, command: Leave) -> None:

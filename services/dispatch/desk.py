@@ -40,7 +40,7 @@ def inputs(district: str) -> tuple[str, ...]:
 RULES: Rules[Desk] = Rules(
     service="dispatch",
     scope="desk",
-    version=2,
+    version=3,
     marker=TurnCommitted,
     refused=InputRefused,
     inputs=inputs,

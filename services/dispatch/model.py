@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import reduce
 from sys import intern
 from typing import Any, Literal, NamedTuple
 
 from immutables import Map
 
+from services.dispatch.matching import again_at, around
 from shared import register as registers
 from shared.envelope import Envelope
 from shared.facts import (
     Duty,
     Fact,
+    MatchExplained,
     MemberEnrolled,
     MemberLeft,
     TaskAccepted,
@@ -48,7 +51,10 @@ class Task:
         districts: who may see its facts, as in the request's envelope.
         offered: who has been asked and may still answer.
         tried: everybody who was ever asked.
-        until: when the present state ends by itself: an offer, or being done without a rating.
+        until: when the present state ends by itself: an offer, being done without a rating, or being unplaced only for the hour.
+        spent: how many waves there had been when it was last unplaced: the policy's limit counts from there.
+        since: when it was first unplaced.
+        waits_in: where it waits while it is unplaced: its area and those around it.
     """
 
     id: str
@@ -67,6 +73,9 @@ class Task:
     tried: tuple[str, ...] = ()
     holder: str | None = None
     until: datetime | None = None
+    spent: int = 0
+    since: datetime | None = None
+    waits_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,8 @@ class Desk:
     tasks: Map[str, Task] = field(default_factory=Map)
     by_request: Map[str, str] = field(default_factory=Map)
     """The open task of a request."""
+    waiting: Map[str, Map[str, None]] = field(default_factory=Map)
+    """The unplaced tasks of an area and of those in it."""
     answers: Map[tuple[str, str], Answer] = field(default_factory=Map)
     """By command id and actor: nobody gets the answer of somebody else who chose the same id."""
     answers_before: Map[tuple[str, str], Answer] = field(default_factory=Map)
@@ -190,7 +201,21 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
             left = replace(task, offered=tuple(m for m in task.offered if m not in members))
             return _with(desk, left, _loaded(desk, members, -task.effort))
         case TaskUnplaced(task_id=id):
-            return _with(desk, replace(desk.tasks[id], status="unplaced", until=None))
+            task = desk.tasks[id]
+            waits = replace(
+                task,
+                status="unplaced",
+                until=again_at(desk, task, envelope.time),
+                spent=task.wave,
+                since=task.since or envelope.time,
+                waits_in=around(desk.register, task.area, desk.district, envelope.time),
+            )
+            return _with(desk, waits)
+        case MatchExplained(task_id=id, chosen=()):
+            found = desk.tasks.get(id)
+            if found is None or found.status != "unplaced":
+                return desk
+            return _with(desk, replace(found, until=again_at(desk, found, envelope.time)))
         case TaskArrived(task_id=id):
             return _with(desk, replace(desk.tasks[id], status="arrived"))
         case TaskDone(task_id=id, member_id=member):
@@ -204,6 +229,7 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 desk,
                 members=_loaded(desk, task.offered + holding, -task.effort),
                 tasks=desk.tasks.delete(id),
+                waiting=_moved(desk.waiting, task, None),
                 by_request=desk.by_request.delete(task.request)
                 if desk.by_request.get(task.request) == id
                 else desk.by_request,
@@ -290,6 +316,7 @@ def load(data: Any) -> Desk:
         members=Map(members),
         by_area=Map(by_area),
         tasks=Map(tasks),
+        waiting=reduce(lambda waiting, task: _moved(waiting, None, task), tasks.values(), desk.waiting),
         by_request=Map((task.request, id) for id, task in tasks.items()),
     )
 
@@ -308,7 +335,7 @@ def _answers(rows: Iterable[list[Any]]) -> Map[tuple[str, str], Answer]:
 
 
 def _task(row: list[Any]) -> Task:
-    *head, kinds, skills, status, wave, offered, tried, holder, until = row
+    *head, kinds, skills, status, wave, offered, tried, holder, until, spent, since, waits_in = row
     id, request, round_, area, districts, item, urgency, effort = head
     return Task(
         id,
@@ -327,6 +354,9 @@ def _task(row: list[Any]) -> Task:
         tuple(tried),
         holder,
         datetime.fromisoformat(until) if until else None,
+        spent,
+        datetime.fromisoformat(since) if since else None,
+        tuple(waits_in),
     )
 
 
@@ -342,8 +372,23 @@ def _fields(value: Task | Member) -> Iterable[Any]:
 
 
 def _with(desk: Desk, task: Task, members: Map[str, Member] | None = None) -> Desk:
+    waiting = _moved(desk.waiting, desk.tasks.get(task.id), task)
     tasks = desk.tasks.set(task.id, task)
-    return replace(desk, tasks=tasks) if members is None else replace(desk, tasks=tasks, members=members)
+    return replace(desk, tasks=tasks, waiting=waiting, members=desk.members if members is None else members)
+
+
+def _moved(waiting: Map[str, Map[str, None]], before: Task | None, after: Task | None) -> Map[str, Map[str, None]]:
+    """The index of what waits, after a task was changed."""
+    was = before.waits_in if before and before.status == "unplaced" else ()
+    now = after.waits_in if after and after.status == "unplaced" else ()
+    if was == now:
+        return waiting
+    for code in was if before else ():
+        others = waiting[code].delete(before.id)  # type: ignore[union-attr]
+        waiting = waiting.set(code, others) if others else waiting.delete(code)
+    for code in now if after else ():
+        waiting = waiting.set(code, waiting.get(code, Map()).set(after.id, None))  # type: ignore[union-attr]
+    return waiting
 
 
 def _loaded(desk: Desk, members: tuple[str, ...], effort: int) -> Map[str, Member]:

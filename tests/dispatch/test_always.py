@@ -27,6 +27,7 @@ from tests.examples import (
     LIFT,
     NOW,
     OUJING,
+    POLICY,
     RATED,
     REGISTER,
     REOPENED,
@@ -48,7 +49,8 @@ TERMS = (
     enrolled(ZHAO, XINXIANG, OUJING, capacity=10),
     enrolled("m-hou", XINXIANG, kind="responder", skills=("rescue",), capacity=20),
 )
-EMPTY = telling.given(*TERMS, register=(*REGISTER, item("nothing", effort=0)))
+AT_NIGHT = POLICY.model_copy(update={"quiet": (1320, 420)})
+EMPTY = telling.given(*TERMS, register=(*REGISTER, item("nothing", effort=0), AT_NIGHT))
 
 requests = st.sampled_from(REQUESTS)
 rounds = st.integers(1, 3)
@@ -87,7 +89,7 @@ class Story:
         self.n += 1
         match thing:
             case ("submitted", int(n), str(area), str(of)):
-                self.decide(self.input(submitted(n, item=of, area=area)))
+                self.decide(self.input(submitted(n, item=of, area=area, urgency=n % 4)))
             case ("withdrawn", int(n)):
                 self.decide(self.input(about("withdrawn", n)))
             case ("rated", int(n)):
@@ -141,18 +143,20 @@ class Story:
     def check(self) -> None:
         desk = self.desk
         open_effort: Counter[str] = Counter()
-        for task in desk.tasks.values():
+        for id, task in desk.tasks.items():
             holding = (task.holder,) if task.holder and task.status != "done" else ()
             for who in (*task.offered, *holding):
                 open_effort[who] += task.effort
             assert {
                 "offered": task.until is not None and task.holder is None,
-                "unplaced": not task.offered and task.holder is None and task.until is None,
+                "unplaced": not task.offered and task.holder is None and id in desk.waiting[task.area],
                 "accepted": task.holder is not None and not task.offered,
                 "arrived": task.holder is not None and not task.offered,
                 "done": task.until is not None and task.holder is not None,
             }[task.status], f"{task} has neither a deadline nor a person"
             assert task.until is None or task.until > self.now - timedelta(seconds=1), "a deadline was passed over"
+        waiting = {id for held in desk.waiting.values() for id in held}
+        assert waiting == {id for id, task in desk.tasks.items() if task.status == "unplaced"}, "who waits"
         assert {m.id: m.load for m in desk.members.values()} == {m: open_effort[m] for m in desk.members}, "loads"
         assert all(m.load <= m.capacity for m in desk.members.values()), "above capacity"
         assert {t.request: t.id for t in desk.tasks.values()} == dict(desk.by_request), "two rounds open at once"

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.dispatch.commands import Accept, Decline, Leave
-from services.dispatch.matching import match, on_duty, workload
+from services.dispatch.hours import on_duty
+from services.dispatch.matching import match, workload
 from services.dispatch.model import Desk, Task
 from shared.facts import Duty, Fact, RegisterFact, TaskOffered
 from tests.dispatch.telling import after, asked, explanation, given, seen, when

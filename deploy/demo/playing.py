@@ -113,13 +113,12 @@ class Course:
         )
 
     async def listen(self) -> None:
-        """Open the live streams: one that shows everything, one per district of the place for its members."""
+        """Open the live streams: one that shows everything, one per district of the place, as its dispatcher sees it, for its members."""
         streams: list[tuple[str, Callable[[Event], None], dict[str, str | int]]] = [
             (self._calls.token("dispatcher", sub="overview"), self._heard, {"types": "request.,task.,notice."})
         ]
         for code in self._codes(PLACE):
-            first = next(row["id"] for row in self._members[PLACE] if row["district"] == code)
-            token = self._calls.token("member", district=code, sub=first)
+            token = self._calls.token("dispatcher", district=code, sub="overview")
             streams.append((token, self._neighbours.heard, {"types": "task.offered"}))
         for token, heard, params in streams:
             connected = asyncio.Event()

@@ -49,7 +49,6 @@ PROBLEMS: dict[str, Text] = {
     "not_ready": Text(503, "系统正在准备,暂时不能受理", "Still being set up: no requests are taken yet", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
     "already_over": Text(409, "该诉求已{state}", "This request is already {state}", "如需继续,请重新提交", "Submit a new request if needed"),
     "already_rated": Text(409, "该诉求已评价,每轮只评一次", "This request has already been rated, once in each round", "如未解决,可申请重办", "Reopen it if it is not solved"),
-    "unknown_reason": Text(422, "没有这个原因代码", "There is no such reason", "请选用:{reasons};清单见 /v1/reasons", "Choose one of: {reasons}; /v1/reasons lists them"),
     # the desk
     "unknown_command": Text(404, "没有指令 {verb}", "There is no command {verb}", "请查阅接口文档", "See the API documentation"),
     "unknown_task": Text(404, "没有任务 {task}", "There is no task {task}", "请核对任务编号", "Check the task's id"),

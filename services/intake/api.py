@@ -139,7 +139,7 @@ def create_app(
     changing: dict[str, Any] = {
         "tags": ["requests"],
         "responses": problems(
-            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "unknown_reason",
+            "invalid_json", "key_missing", "unauthenticated", "foreign_district", "not_found", "invalid", "not_listed",
             "key_reused", "already_over", "already_rated", "wrong_state", "too_many", "not_ready", "unavailable",
         ),
     }  # fmt: skip

@@ -132,10 +132,10 @@ def _among(reasons: dict[str, Name]) -> Callable[[str], str]:
     def known(reason: str) -> str:
         if reason not in reasons:
             raise RefusedError(
-                "unknown_reason",
+                "not_listed",
                 field="reason",
-                reasons="、".join(f"{code}({name.zh})" for code, name in reasons.items()),
-                reasons_en=", ".join(f"{code} ({name.en})" for code, name in reasons.items()),
+                accepted="、".join(f"{code}({name.zh})" for code, name in reasons.items()),
+                accepted_en=", ".join(f"{code} ({name.en})" for code, name in reasons.items()),
             )
         return reason
 
@@ -149,13 +149,13 @@ def _listed(reasons: dict[str, Name]) -> Any:
 
 
 class Withdrawing(Asked):
-    """Why a request is withdrawn. Raises RefusedError `unknown_reason`, with those there are."""
+    """Why a request is withdrawn. Raises RefusedError `not_listed`, with those there are."""
 
     reason: Annotated[str, AfterValidator(_among(WITHDRAWING)), _listed(WITHDRAWING)] = "other"
 
 
 class Reopening(Asked):
-    """Why a request is reopened. Raises RefusedError `unknown_reason`, with those there are."""
+    """Why a request is reopened. Raises RefusedError `not_listed`, with those there are."""
 
     reason: Annotated[str, AfterValidator(_among(REOPENING)), _listed(REOPENING)] = "other"
 

@@ -242,10 +242,10 @@ async def test_reasons_are_listed_and_only_these_are_taken(
         assert body["schema"]["properties"]["reason"]["enum"] == codes
 
         problem = (await act(verb, body={"reason": "不要了"})).json()
-        assert (problem["code"], problem["field"]) == ("unknown_reason", "reason")
+        assert (problem["code"], problem["field"]) == ("not_listed", "reason")
         assert all(code in problem["detail"] and code in problem["detail_en"] for code in codes)
     await done(world, submitted["id"])
-    assert (await act("reopen", body={"reason": "too_slow"})).json()["code"] == "unknown_reason"
+    assert (await act("reopen", body={"reason": "too_slow"})).json()["code"] == "not_listed"
     assert (await act("reopen", body={"reason": "not_solved"})).status_code == 200
 
 

@@ -311,9 +311,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     ) -> dict[str, Any]:
         caller.need("dispatcher", "supervisor")
         of = district_of(caller, district)
-        key = (
-            key or new_id()
-        )  # without one, every import is a new one: a repeat is decided on again, and finds nothing to change
+        # Without a key every import is a new one: a repeat is decided on again, and finds nothing to change.
+        key = key or new_id()
         desks.known(of)
         rows = importing.read(await request.body(), request.headers.get("content-type", "text/csv"))
         good, reports = await checked(rows, of)

@@ -337,6 +337,15 @@ async def test_an_import_that_is_repeated_under_its_key_has_the_same_report(
     assert (await service.bus.state()).last == last
 
 
+async def test_an_import_without_a_key_is_a_new_one(service: Service) -> None:
+    await service.start()
+    headers = {"authorization": f"Bearer {service.token()}", "content-type": "text/csv"}
+    for expected in ("enrolled", "changed"):
+        answer = await service.http.post("/v1/members/import", content=(HEADER + ROWS).encode(), headers=headers)
+        assert answer.json()["rows"][0]["result"] == expected
+        await service.post(f"/v1/members/{LI}/leave", {}, key=expected)
+
+
 async def test_a_report_says_what_the_desk_did_and_not_what_was_expected(service: Service) -> None:
     """Two imports at once: each member is enrolled by one of them."""
     await service.start()

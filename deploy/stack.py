@@ -31,6 +31,7 @@ from deploy.running import refused
 from deploy.servers import HOST, MongoServer, NatsServer, free_port, last_line, require_free_port, require_room
 from shared import streams
 from shared.bus import Bus
+from shared.ids import new_id
 
 READY_WITHIN_S = 60.0
 DRAIN_WITHIN_S = 25.0
@@ -281,7 +282,7 @@ class Stack:
         headers = {
             "Authorization": f"Bearer {self.token('dispatcher', district=district)}",
             "Content-Type": "text/csv",
-            "Idempotency-Key": f"enrol-{district}",
+            "Idempotency-Key": new_id(),
         }
         url = f"{self.urls['dispatch']}/v1/members/import"
         async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:

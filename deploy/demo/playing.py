@@ -205,7 +205,7 @@ class Course:
         token = self._calls.token("dispatcher", district=district, sub=f"duty-{district}")
         while True:
             answer = await self._calls.post(
-                "dispatch", "/v1/members/import", content, token=token, media_type="text/csv"
+                "dispatch", "/v1/members/import", content, token=token, key=f"members-{district}", media_type="text/csv"
             )
             if answer.problem != "unknown_district" or time.monotonic() > ends:
                 document: dict[str, Any] = answer.document

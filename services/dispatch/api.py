@@ -24,7 +24,7 @@ from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import District, MemberId, plain
-from shared.ids import derived_id, new_id
+from shared.ids import derived_id
 from shared.web import CallerNeeded
 
 COMMAND_S = 5.0
@@ -311,8 +311,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     ) -> dict[str, Any]:
         caller.need("dispatcher", "supervisor")
         of = district_of(caller, district)
-        # Without a key every import is a new one: a repeat is decided on again, and finds nothing to change.
-        key = key or new_id()
+        if key is None and not dry_run:
+            raise RefusedError("key_missing", field="Idempotency-Key")
         desks.known(of)
         rows = importing.read(await request.body(), request.headers.get("content-type", "text/csv"))
         good, reports = await checked(rows, of)

@@ -337,13 +337,14 @@ async def test_an_import_that_is_repeated_under_its_key_has_the_same_report(
     assert (await service.bus.state()).last == last
 
 
-async def test_an_import_without_a_key_is_a_new_one(service: Service) -> None:
+async def test_only_a_dry_run_may_come_without_a_key(service: Service) -> None:
     await service.start()
     headers = {"authorization": f"Bearer {service.token()}", "content-type": "text/csv"}
-    for expected in ("enrolled", "changed"):
-        answer = await service.http.post("/v1/members/import", content=(HEADER + ROWS).encode(), headers=headers)
-        assert answer.json()["rows"][0]["result"] == expected
-        await service.post(f"/v1/members/{LI}/leave", {}, key=expected)
+    content = (HEADER + ROWS).encode()
+    answer = await service.http.post("/v1/members/import", content=content, headers=headers)
+    assert code(answer) == (400, "key_missing")
+    answer = await service.http.post("/v1/members/import?dry_run=true", content=content, headers=headers)
+    assert answer.json()["rows"][0]["result"] == "enrolled"
 
 
 async def test_a_report_says_what_the_desk_did_and_not_what_was_expected(service: Service) -> None:

@@ -754,7 +754,13 @@ async def _apply(system: System, starting: asyncio.Task[None]) -> None:
         ).status != 200:
             await asyncio.sleep(0.05)
     answer = await system.insist(
-        "POST", "dispatch", "/v1/members/import", members(), token=system.token("dispatcher"), district=DISTRICT
+        "POST",
+        "dispatch",
+        "/v1/members/import",
+        members(),
+        token=system.token("dispatcher"),
+        key=fresh_key(),
+        district=DISTRICT,
     )
     assert answer is not None
     assert answer.document["enrolled"] == MEMBERS, answer.document

@@ -34,6 +34,8 @@ STREAM = "EVENTS"
 BATCH_MAX = 1000
 """The server's own bound on an atomic batch (error 10199 beyond it)."""
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
+DOWN = (TimeoutError, OSError, RuntimeError, nats.errors.Error)
+"""What a call raises while the connection is away; RuntimeError is uvloop's word for a transport that has just closed."""
 CONFLICTS = frozenset({10071, 10164})
 SPLIT_BEHIND = 1000
 """From so many waiting messages on a reader of several subjects reads each by itself."""
@@ -145,7 +147,7 @@ class Bus:
                 ),
                 deadline_s,
             )
-        except (TimeoutError, OSError, nats.errors.Error) as why:
+        except DOWN as why:
             with suppress(Exception):
                 await bus._nc.close()
             raise UnavailableError(f"cannot connect to NATS at {url}: {why or type(why).__name__}") from None
@@ -185,7 +187,7 @@ class Bus:
             )
         except nats.errors.NoRespondersError:
             raise UnavailableError(f"nobody answers {subject}", code=503) from None
-        except (TimeoutError, OSError, nats.errors.Error) as why:
+        except DOWN as why:
             raise UnavailableError(f"no answer on {subject}: {type(why).__name__}") from None
         return answer.data
 
@@ -208,7 +210,7 @@ class Bus:
 
         async def on_message(message: Msg) -> None:
             async def answer(data: bytes) -> None:
-                with suppress(nats.errors.Error, OSError):  # the asker asks again
+                with suppress(*DOWN):  # the asker asks again
                     await message.respond(data)
 
             await take(Request(message.subject, message.data, message.headers or {}, answer))
@@ -251,7 +253,7 @@ class Bus:
                 else:
                     headers["Nats-Batch-Commit"] = "1"
                     answer = await self._nc.request(subject, data, timeout=timeout_s, headers=headers)
-        except (TimeoutError, OSError, nats.errors.Error) as why:
+        except DOWN as why:
             raise UnavailableError(f"commit of {last}: {type(why).__name__}") from None
         ack = orjson.loads(answer.data)
         if "error" in ack:
@@ -342,7 +344,7 @@ class Bus:
         try:
             store = await self._nc.jetstream(timeout=5).object_store(bucket)
             await asyncio.wait_for(store.put(name, data), timeout_s)
-        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as why:
+        except (*DOWN, nats.js.errors.Error) as why:
             raise UnavailableError(f"object {bucket}/{name} was not stored: {type(why).__name__}") from None
 
     async def get_object(self, bucket: str, name: str, *, timeout_s: float = 60) -> bytes | None:
@@ -353,7 +355,7 @@ class Bus:
             await asyncio.wait_for(store.get(name, writeinto=into), timeout_s)
         except nats.js.errors.NotFoundError:
             return None
-        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as why:
+        except (*DOWN, nats.js.errors.Error) as why:
             raise UnavailableError(f"object {bucket}/{name} cannot be read: {type(why).__name__}") from None
         return into.getvalue()
 
@@ -380,7 +382,7 @@ class Subscription:
 
     async def end(self) -> None:
         """Take nothing more."""
-        with suppress(nats.errors.Error, OSError):
+        with suppress(*DOWN):
             await self._subscription.unsubscribe()
 
 
@@ -421,7 +423,7 @@ class Reader:
         """What has arrived, oldest first; empty where nothing has, or while the bus is away. Never waits for a message."""
         try:
             await self._keep_open()
-        except (TimeoutError, OSError, BusError, nats.errors.Error, nats.js.errors.Error):
+        except (*DOWN, BusError, nats.js.errors.Error):
             await asyncio.sleep(0.1)
         if self._parts:
             return await self._merge(at_most)
@@ -451,7 +453,7 @@ class Reader:
             await part.close()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
-            with suppress(nats.errors.Error, OSError):
+            with suppress(*DOWN):
                 await subscription.unsubscribe()
 
     async def _merge(self, at_most: int) -> list[Delivery]:

@@ -348,7 +348,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         """The rows and their reports; a register that was applied a moment ago may still be on its way to the desk."""
         ends = asyncio.get_running_loop().time() + REGISTER_S
         while True:
-            good, reports = importing.check(rows, of, desks.known(of).register.areas)
+            good, reports = importing.check(rows, of, desks.register.areas)
             late = any(report.result == "error" and report.field == "areas" for report in reports)
             if not late or asyncio.get_running_loop().time() > ends:
                 return good, reports

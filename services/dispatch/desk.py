@@ -22,6 +22,7 @@ from shared.errors import FencedError, MalformedError, RefusedError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
+from shared.register import Register, evolve
 from shared.telemetry import logger
 from shared.turns import Command, Rules, Turns
 
@@ -78,6 +79,8 @@ class Desks:
         self._answering: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
         self.desks: dict[str, Turns[Desk]] = {}
+        self.register = Register()
+        """As the bus has it, whoever leads: what a desk that stands by has not folded yet is in it."""
 
     def __getitem__(self, district: str) -> Turns[Desk]:
         """The desk of a district. Raises RefusedError `unknown_district`."""
@@ -116,20 +119,18 @@ class Desks:
         self._subscription = await self._bus.serve("cmd.*.desk.*", self._take)
         for district in sorted(self._named or ()):
             self._open(district)
-        reader = self._bus.reader(
-            (REGISTER.replace("register.*", f"register.{DistrictSet.name.split('.')[1]}"),), after=0
-        )
+        reader = self._bus.reader((REGISTER,), after=0)
         try:
             while not self._until.is_set():
                 for delivery in await reader.wait(0.5):
                     try:
                         fact = decode(delivery.subject, delivery.data).fact
                     except MalformedError as why:
-                        logger().error("district_malformed", sequence=delivery.sequence, why=str(why))
+                        logger().error("register_malformed", sequence=delivery.sequence, why=str(why))
                         continue
-                    district = str(getattr(fact, fact.key))
-                    if self._named is None or district in self._named:
-                        self._open(district)
+                    self.register = evolve(self.register, fact)
+                    if isinstance(fact, DistrictSet) and (self._named is None or fact.district in self._named):
+                        self._open(fact.district)
         finally:
             await reader.close()
             if self._subscription:

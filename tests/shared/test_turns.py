@@ -189,7 +189,7 @@ async def read(bus: Bus, *subjects: str) -> list[Delivery]:
         while True:
             some = await reader.wait(0.3)
             got += some
-            if not some or got[-1].sequence >= last:
+            if (got and got[-1].sequence >= last) or (not some and reader.opened and not reader.pending):
                 return got
     finally:
         await reader.close()

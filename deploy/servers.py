@@ -246,11 +246,6 @@ class NatsServer(_Server):
         """What it was started with."""
         return self.data / "nats-server.conf"
 
-    def reload(self) -> None:
-        """Read the configuration file again (SIGHUP): new accounts and users, nobody is disconnected."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGHUP)
-
     def _command(self) -> list[str]:
         self.config_file.write_text(
             nats_config(

@@ -9,7 +9,7 @@ streams or collections to itself takes `fresh_nats` (a server of its own, 0.1 s;
 `mongo_database` (an empty database on the shared mongod).
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +18,10 @@ import pytest
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
+from shared import streams
+from shared.bus import Bus
+
+Connect = Callable[[str], Awaitable[Bus]]
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +65,18 @@ def mongo_database(mongo_server: MongoServer) -> Iterator[str]:
     yield name
     with pymongo.MongoClient[dict[str, object]](mongo_server.admin_uri) as client:
         client.drop_database(name)
+
+
+@pytest.fixture
+async def connect(fresh_nats: NatsServer, identities: Identities) -> AsyncIterator[Connect]:
+    """Connections by name to a server with the declared streams."""
+    opened: list[Bus] = []
+
+    async def connect(name: str) -> Bus:
+        opened.append(await Bus.connect(fresh_nats.url, name=name, seed=identities.seed(name)))
+        return opened[-1]
+
+    await streams.apply(await connect("admin"))
+    yield connect
+    for bus in opened:
+        await bus.drain()

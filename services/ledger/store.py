@@ -26,7 +26,6 @@ from shared.errors import PaidanError, UnavailableError
 
 DEADLINE_S = 10.0
 DUPLICATE_KEY = 11000
-NAMESPACE_NOT_FOUND = 26
 RARE = ["conflict", "dup", "gap", "reject", "reset"]
 
 EVENT_INDEXES = (

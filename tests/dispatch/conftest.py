@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,32 +10,14 @@ import httpx2
 import pytest
 
 from deploy.identities import Identities, issue_token
-from deploy.servers import NatsServer
 from services.dispatch.api import create_app
 from services.dispatch.desk import Desks
 from services.dispatch.streaming import LiveTail
-from shared import streams
 from shared.auth import Doorkeeper
 from shared.bus import Bus, Message
 from shared.envelope import Envelope
+from tests.conftest import Connect
 from tests.examples import REGISTER, WUCHANG, envelope
-
-Connect = Callable[[str], Awaitable[Bus]]
-
-
-@pytest.fixture
-async def connect(fresh_nats: NatsServer, identities: Identities) -> AsyncIterator[Connect]:
-    """Connections by name to a server with the declared streams."""
-    opened: list[Bus] = []
-
-    async def connect(name: str) -> Bus:
-        opened.append(await Bus.connect(fresh_nats.url, name=name, seed=identities.seed(name)))
-        return opened[-1]
-
-    await streams.apply(await connect("admin"))
-    yield connect
-    for bus in opened:
-        await bus.drain()
 
 
 class Service:

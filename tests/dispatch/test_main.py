@@ -12,7 +12,7 @@ from deploy.servers import NatsServer
 from services.dispatch import __main__ as main
 from services.dispatch.settings import Settings
 from shared.bus import Bus
-from tests.dispatch.conftest import Connect
+from tests.conftest import Connect
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from deploy.servers import NatsServer
 from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader, Request
 from shared.errors import ConflictError, TooManyFactsError, UnavailableError
 from shared.lease import BUCKET
-from tests.shared.conftest import Connect
+from tests.conftest import Connect
 
 MARK = "evt.420106.dispatch.-.turn.committed"
 FACT = "evt.420106.dispatch.a.task.opened"

@@ -7,7 +7,7 @@ import pytest
 from deploy.servers import NatsServer
 from shared.bus import Bus
 from shared.lease import TTL_S, Lease
-from tests.shared.conftest import Connect
+from tests.conftest import Connect
 
 
 async def hold(bus: Bus, name: str) -> Lease:

@@ -29,8 +29,8 @@ from shared.facts import Fact, InputRefused, MatchExplained, TaskOpened, TurnCom
 from shared.ids import derived_id
 from shared.lease import Lease
 from shared.turns import Command, Decision, Fold, Rules, Turns, Work, recover, snapshot_name, write_snapshot
+from tests.conftest import Connect
 from tests.examples import DISPATCHER, LI, RATED, REGISTER, TEAM, WUCHANG, enrolled, envelope, id_of, submitted
-from tests.shared.conftest import Connect
 
 MARKER = RULES.marker_subject(WUCHANG)
 

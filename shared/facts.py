@@ -26,10 +26,16 @@ AreaCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$"
 ItemCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,47}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")]
 MemberId = Annotated[str, StringConstraints(pattern=r"^m-[a-z0-9-]{1,40}$")]
+Recipient = Annotated[str, StringConstraints(pattern=r"^[mr]-[a-z0-9-]{1,40}$")]
+"""A member (`m-17`), or the resident of a request (`r-<request id>`), who is reached through what they sealed."""
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 """A stable word for a reason, a template, a rule: what programs branch on and people's words are looked up by."""
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,128}$")]
 Text = Annotated[str, StringConstraints(max_length=200)]
+Basis = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._/-]{0,95}$")]
+"""What a refusal or a ruling rests on, by reference (`agreement:xinxiang`, `law:fire-2021/28`): never a sentence about somebody."""
+PublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
+"""The public half of an NKey: whoever holds its seed is let in under this name."""
 
 Kind = Literal["grid_member", "volunteer", "provider", "responder"]
 Channel = Literal["app", "web", "phone", "desk", "wechat", "open311", "patrol", "sensor"]
@@ -148,6 +154,45 @@ class RequestRated(Fact):
     solved: bool
 
 
+class RequestDisclosed(Fact):
+    """Somebody read what the resident had sealed: who, for what, and which parts. Written before the answer is given."""
+
+    name = "request.disclosed"
+    service = "intake"
+    key = "request_id"
+
+    request_id: Id
+    to: Text
+    """`<role>:<pseudonym>`, or `service:notify` where the resident was written to."""
+    office: District
+    """Whose person that was."""
+    why: Code
+    parts: tuple[Literal["contact", "text", "address"], ...]
+
+
+class RequestFrozen(Fact):
+    """The case is long over: what was sealed is read only for a review or an appeal until this day, and then erased."""
+
+    name = "request.frozen"
+    service = "intake"
+    key = "request_id"
+
+    request_id: Id
+    until: date
+
+
+class RequestErased(Fact):
+    """What the resident sealed no longer exists, nor does the key to it; every proof made before still verifies."""
+
+    name = "request.erased"
+    service = "intake"
+    key = "request_id"
+
+    request_id: Id
+    kid: Hex
+    reason: Literal["asked", "retention"]
+
+
 class RequestReopened(Fact):
     """The resident says it is not done (重办): a new round begins."""
 
@@ -197,6 +242,16 @@ class MemberLeft(Fact):
     """Somebody is no longer given work; what they hold they finish."""
 
     name = "member.left"
+    service = "dispatch"
+    key = "member_id"
+
+    member_id: MemberId
+
+
+class MemberErased(Fact):
+    """How to reach somebody, and who they are, no longer exists: the id remains, and leads to nobody."""
+
+    name = "member.erased"
     service = "dispatch"
     key = "member_id"
 
@@ -345,6 +400,238 @@ class MatchExplained(Fact):
     chosen: tuple[MemberId, ...]
 
 
+# --- between offices (转办, 会商, 吹哨报到) ------------------------------------------------------------------------------
+
+HandoverReason = Literal[
+    "wrong_place", "ownership_unclear", "overlapping_duties", "information_missing", "nothing_to_do", "beyond_ability"
+]
+"""属地不符 · 权属不清 · 职能交叉 · 信息不全 · 无需处置 · 超出能力."""
+
+
+class HandoverOffered(Fact):
+    """
+    An office asks another to take a task over (转办). Until `task.handed_over` it stays responsible, with its clocks running.
+
+    The other office cannot read what came before, so everything it needs is here. `grant`: once it is handed over, its people
+    may read what the resident sealed, until their task closes.
+    """
+
+    name = "handover.offered"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    request_id: Id
+    round: Count
+    attempt: Annotated[int, Field(strict=True, ge=1, le=100)]
+    """1 for the first office that was asked for this task, one more after each refusal."""
+    to: District
+    reason: HandoverReason
+    basis: Basis | None = None
+    item: ItemCode
+    urgency: Urgency
+    due: Due
+    located_in: District | None = None
+    point: Point | None = None
+    language: Language = "zh-CN"
+    grant: bool
+    until: AwareDatetime
+    """When the question ends without an answer."""
+
+
+class HandoverSigned(Fact):
+    """The other office takes it (签收); it is theirs once the giver has written `task.handed_over`."""
+
+    name = "handover.signed"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    giver: District
+
+
+class HandoverRefused(Fact):
+    """The other office does not take it (退单), and on what that rests."""
+
+    name = "handover.refused"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    giver: District
+    reason: HandoverReason
+    basis: Basis
+
+
+class HandoverLapsed(Fact):
+    """The question no longer stands: the task ended meanwhile, the time is over, or it was taken back. The giver keeps it."""
+
+    name = "handover.lapsed"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    to: District
+    reason: Literal["ended", "unanswered", "taken_back"]
+
+
+class TaskHandedOver(Fact):
+    """The one moment at which a task changes its office: the giver's task ends, the receiver opens its own (`new_task_id`)."""
+
+    name = "task.handed_over"
+    service = "dispatch"
+    key = "task_id"
+
+    task_id: Id
+    request_id: Id
+    round: Count
+    to: District
+    by: Id
+    """The hand-over that was signed, or the conferral that ruled so."""
+    new_task_id: Id
+    item: ItemCode
+    urgency: Urgency
+    due: Due
+    language: Language = "zh-CN"
+    grant: bool
+
+
+class ConferralOpened(Fact):
+    """Refused twice: the offices confer (会商) under a named lead, until a day; the giver stays responsible meanwhile."""
+
+    name = "conferral.opened"
+    service = "dispatch"
+    key = "conferral_id"
+
+    conferral_id: Id
+    task_id: Id
+    request_id: Id
+    parties: tuple[District, ...]
+    lead: District
+    item: ItemCode
+    refusals: tuple[Id, ...]
+    until: AwareDatetime
+
+
+class ConferralRuled(Fact):
+    """The lead's ruling: who takes it, on what basis; with `precedent` the register keeps it for the next of this kind here."""
+
+    name = "conferral.ruled"
+    service = "dispatch"
+    key = "conferral_id"
+
+    conferral_id: Id
+    task_id: Id
+    giver: District
+    owner: District
+    item: ItemCode
+    basis: Basis
+    precedent: bool
+
+
+class ConferralEnded(Fact):
+    """The conferral is over for the office that asked: it has done as was ruled, or there is nothing left to rule on."""
+
+    name = "conferral.ended"
+    service = "dispatch"
+    key = "conferral_id"
+
+    conferral_id: Id
+    task_id: Id
+    reason: Literal["ruled", "ended", "overdue"]
+    """`overdue`: the deadline passed without a ruling; it still stands, and the supervisor is told."""
+
+
+class HelpAsked(Fact):
+    """An office asks another for somebody's help with one task, without giving it away (借调); with `whistle` 吹哨: an hour to report in."""
+
+    name = "help.asked"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    request_id: Id
+    to: District
+    whistle: bool = False
+    item: ItemCode
+    urgency: Urgency
+    effort: Count
+    kinds: tuple[Kind, ...] = ()
+    skills: tuple[Code, ...] = ()
+    due: Due
+    until: AwareDatetime
+
+
+class HelpSeated(Fact):
+    """The lending office has seated one of its people (报到): their load counts there; the task stays where it is."""
+
+    name = "help.seated"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    asker: District
+    member_id: MemberId
+    effort: Count
+
+
+class HelpRefused(Fact):
+    """The other office has nobody to lend, and why."""
+
+    name = "help.refused"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    asker: District
+    reason: Code
+
+
+class HelpLapsed(Fact):
+    """Nobody reported in in time, or the task ended first."""
+
+    name = "help.lapsed"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    to: District
+    reason: Literal["ended", "unanswered", "taken_back"]
+
+
+class HelpReleased(Fact):
+    """The task is done: whoever helped is free again, and the asking office may say how it was."""
+
+    name = "help.released"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    to: District
+    member_id: MemberId
+
+
+class HelpRated(Fact):
+    """The community rates those who reported in (评价)."""
+
+    name = "help.rated"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    to: District
+    grade: Grade
+
+
 # --- the turn (every service that remembers) --------------------------------------------------------------------------
 
 
@@ -403,7 +690,7 @@ class NoticeQueued(Fact):
 
     notice_id: Id
     cause: Id
-    recipient: MemberId
+    recipient: Recipient
     template: Code
     task_id: Id
     item: ItemCode
@@ -447,6 +734,20 @@ class NoticeHeld(Fact):
 
     notice_id: Id
     until: AwareDatetime
+
+
+class NoticeAnswered(Fact):
+    """Its recipient answered with the message's one-time code (短信回复): the code is used up, and the desk is asked."""
+
+    name = "notice.answered"
+    service = "notify"
+    key = "notice_id"
+
+    notice_id: Id
+    verb: Literal["accept", "decline", "arrive", "done"]
+    reason: Code | None = None
+    via: Code
+    """link, or the webhook that brought it."""
 
 
 # --- the register (台账), written by ledger ----------------------------------------------------------------------------
@@ -518,6 +819,39 @@ class AgreementSet(RegisterFact):
     services: tuple[Text, ...]
     valid_from: date
     valid_to: date | None = None
+
+
+class App(Part):
+    """A program of an office that the bus lets in: a short name, and the public half of its key."""
+
+    app: AreaCode
+    key: PublicKey
+
+
+class OfficeSet(RegisterFact):
+    """What a district office may connect to the bus with; no apps: nothing any more. The bus is brought to it within a minute."""
+
+    name = "register.office_set"
+    key = "district"
+
+    district: District
+    apps: Annotated[tuple[App, ...], Field(max_length=50)] = ()
+    people: bool = True
+    """Whether its people may connect with their own tokens."""
+
+
+class PrecedentSet(RegisterFact):
+    """What a conferral ruled: requests for this item in this area go to this office from that day on; `owner` absent: no longer."""
+
+    name = "register.precedent_set"
+    key = "area"
+
+    area: AreaCode
+    item: ItemCode
+    owner: District | None = None
+    conferral: Id | None = None
+    basis: Basis
+    valid_from: date
 
 
 Unit = Literal["seconds", "minutes", "hours", "working_hours", "working_days"]
@@ -604,6 +938,10 @@ class PolicySet(RegisterFact):
     weights: dict[Code, Int]
     quiet: tuple[Count, Count] | None = None
     """Minutes of the local day between which members are not disturbed; may span midnight."""
+    freeze_after: Annotated[int, Field(strict=True, ge=1, le=36_500)] = 180
+    """Days after a case closed, from which what its resident sealed is read only for a review or an appeal."""
+    erase_after: Annotated[int, Field(strict=True, ge=1, le=36_500)] = 1095
+    """Days after a case closed, after which it is erased."""
 
 
 class RegisterApplied(RegisterFact):
@@ -620,13 +958,29 @@ class RegisterApplied(RegisterFact):
     """The document goes on in another batch: until that has come, what was applied before it holds."""
 
 
+class LedgerActed(Fact):
+    """Somebody with the rights of an administrator did something that is no fact by itself: which act, on what, and why."""
+
+    name = "ledger.acted"
+    service = "ledger"
+    key = "act"
+
+    act: Code
+    of: Text
+    why: Text
+
+
 CATALOGUE: tuple[type[Fact], ...] = (
-    RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened,
-    MemberEnrolled, MemberLeft,
+    RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestDisclosed, RequestFrozen, RequestErased,
+    MemberEnrolled, MemberLeft, MemberErased,
     TaskOpened, TaskOffered, TaskAccepted, TaskDeclined, TaskExpired, TaskUnplaced, TaskArrived, TaskDone, TaskClosed,
     MatchExplained, TurnCommitted, InputRefused,
-    NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NotifyTurnCommitted, NotifyInputRefused,
-    DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, RegisterApplied,
+    HandoverOffered, HandoverSigned, HandoverRefused, HandoverLapsed, TaskHandedOver,
+    ConferralOpened, ConferralRuled, ConferralEnded,
+    HelpAsked, HelpSeated, HelpRefused, HelpLapsed, HelpReleased, HelpRated,
+    NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NoticeAnswered, NotifyTurnCommitted, NotifyInputRefused,
+    DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, RegisterApplied,
+    LedgerActed,
 )  # fmt: skip
 
 BY_SUBJECT: dict[str, type[Fact]] = {f"{fact.service}.{fact.name}": fact for fact in CATALOGUE}

@@ -26,7 +26,9 @@ from shared.facts import (
     Fact,
     ItemSet,
     Limit,
+    OfficeSet,
     PolicySet,
+    PrecedentSet,
     RegisterApplied,
     UrgencySet,
     plain,
@@ -57,6 +59,9 @@ class Register:
     urgency: Map[int, UrgencySet] = field(default_factory=Map)
     calendars: Map[str, CalendarSet] = field(default_factory=Map)
     policies: Map[str, PolicySet] = field(default_factory=Map)
+    offices: Map[str, OfficeSet] = field(default_factory=Map)
+    precedents: Map[tuple[str, str], PrecedentSet] = field(default_factory=Map)
+    """By area and item."""
     applied: int = 0
     digest: str = ""
 
@@ -72,6 +77,13 @@ class Register:
             if agreement.area == area and agreement.valid_from <= day and (ends is None or day <= ends):
                 return agreement
         return None
+
+    def served_by(self, area: AreaSet, item: str, day: date) -> str:
+        """The office that a request for this item in this area goes to: as a conferral ruled, else whoever serves the area."""
+        precedent = self.precedents.get((area.area, item))
+        if precedent and precedent.owner and precedent.valid_from <= day and precedent.owner in self.districts:
+            return precedent.owner
+        return area.served_by
 
     def parties(self, area: str, day: date) -> tuple[str, ...]:
         """The districts that may see what happens in an area: who serves it first, then the parties of its agreement."""
@@ -123,6 +135,10 @@ def evolve(register: Register, fact: Fact) -> Register:
             return replace(register, calendars=register.calendars.set(fact.calendar, fact))
         case PolicySet():
             return replace(register, policies=register.policies.set(fact.district, fact))
+        case OfficeSet():
+            return replace(register, offices=register.offices.set(fact.district, fact))
+        case PrecedentSet():
+            return replace(register, precedents=register.precedents.set((fact.area, fact.item), fact))
         case RegisterApplied():
             return replace(register, applied=register.applied + 1, digest=fact.digest)
         case _:
@@ -135,7 +151,10 @@ def facts(register: Register) -> Iterable[Fact]:
         yield from (fact for _, fact in sorted(held.items()))
     for _, versions in sorted(register.areas.items()):
         yield from versions
-    for others in (register.agreements, register.items, register.urgency, register.policies):
+    for others in (
+        *(register.agreements, register.items, register.urgency, register.policies),
+        *(register.offices, register.precedents),
+    ):
         yield from (fact for _, fact in sorted(others.items()))
 
 

@@ -36,7 +36,9 @@ from shared.facts import (
     DistrictSet,
     ItemSet,
     Limits,
+    OfficeSet,
     PolicySet,
+    PrecedentSet,
     RegisterApplied,
     RegisterFact,
     UrgencySet,
@@ -65,6 +67,8 @@ SECTIONS: Mapping[str, type[RegisterFact]] = {
     "items": ItemSet,
     "urgency": UrgencySet,
     "policies": PolicySet,
+    "offices": OfficeSet,
+    "precedents": PrecedentSet,
 }
 """In the order in which facts are published: what others refer to comes first."""
 
@@ -81,6 +85,8 @@ class Document(BaseModel):
     items: tuple[ItemSet, ...] = ()
     urgency: tuple[UrgencySet, ...] = ()
     policies: tuple[PolicySet, ...] = ()
+    offices: tuple[OfficeSet, ...] = ()
+    precedents: tuple[PrecedentSet, ...] = ()
 
     def entries(self) -> Iterable[tuple[str, RegisterFact]]:
         """Every entry with its path (`areas.3`), in the order of `SECTIONS`."""
@@ -160,6 +166,8 @@ def as_document(register: Register) -> dict[str, list[Any]]:
         "items": _sorted(register.items),
         "urgency": _sorted(register.urgency),
         "policies": _sorted(register.policies),
+        "offices": _sorted(register.offices),
+        "precedents": _sorted(register.precedents),
     }
     return {section: list(facts) for section, facts in entries.items()}
 
@@ -210,6 +218,16 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
                 raise _invalid(f"{path}.offer", "an offer needs time, and at least one wave")
             if entry.quiet is not None and max(entry.quiet) > 1440:
                 raise _invalid(f"{path}.quiet", "minutes of the day, 1440 at most")
+        case OfficeSet():
+            _refer(f"{path}.district", entry.district, register.districts, "district")
+            for name in ("app", "key"):
+                if len({getattr(app, name) for app in entry.apps}) < len(entry.apps):
+                    raise _invalid(f"{path}.apps", f"two apps with the same {name}")
+        case PrecedentSet():
+            _refer(f"{path}.area", entry.area, register.areas, "area")
+            _refer(f"{path}.item", entry.item, register.items, "item")
+            if entry.owner is not None:
+                _refer(f"{path}.owner", entry.owner, register.districts, "district")
         case _:
             pass
 
@@ -288,13 +306,25 @@ def _invalid(path: str, why: str, zh: str | None = None) -> RefusedError:
 
 def _key(entry: RegisterFact) -> tuple[Any, ...]:
     key: tuple[Any, ...] = (type(entry).name, getattr(entry, entry.key))
-    return (*key, entry.valid_from) if isinstance(entry, AreaSet) else key
+    match entry:
+        case AreaSet():
+            return (*key, entry.valid_from)
+        case PrecedentSet():
+            return (*key, entry.item)
+        case _:
+            return key
 
 
 def _what(entry: RegisterFact) -> str:
     kind = type(entry).name.removeprefix("register.").removesuffix("_set")
-    since = f" from {entry.valid_from}" if isinstance(entry, AreaSet) else ""
-    return f"{kind} {getattr(entry, entry.key)}{since}"
+    match entry:
+        case AreaSet():
+            more = f" from {entry.valid_from}"
+        case PrecedentSet():
+            more = f" {entry.item}"
+        case _:
+            more = ""
+    return f"{kind} {getattr(entry, entry.key)}{more}"
 
 
 def _current(register: Register, entry: RegisterFact) -> RegisterFact | None:
@@ -315,6 +345,10 @@ def _current(register: Register, entry: RegisterFact) -> RegisterFact | None:
             found = register.urgency.get(entry.urgency)
         case PolicySet():
             found = register.policies.get(entry.district)
+        case OfficeSet():
+            found = register.offices.get(entry.district)
+        case PrecedentSet():
+            found = register.precedents.get((entry.area, entry.item))
     return found
 
 
@@ -461,7 +495,7 @@ def _messages(
     marker = RegisterApplied(by=by, why=why, digest=state, facts=len(facts), more=more)
     messages = []
     for fact in (*facts, marker):
-        area = fact.area if isinstance(fact, AreaSet | AgreementSet) else NOWHERE
+        area = fact.area if isinstance(fact, AreaSet | AgreementSet | PrecedentSet) else NOWHERE
         about = sha256(canonical(plain(fact))).hexdigest()
         envelope = Envelope(derived_id("register", base, n, fact.name, about), HUB, area, now, fact, HUB, actor=by)
         try:

@@ -37,7 +37,7 @@ SERVICE_SECRETS: Mapping[str, tuple[str, ...]] = {
     "notify": (),
     "ledger": ("ledger_cursor_secret",),
 }
-MONGO_USERS = ("admin", "ledger")
+MONGO_USERS = ("admin", "ledger", "auditor")
 
 TOKEN_ISSUER = "paidan"
 TOKEN_AUDIENCE = "paidan"
@@ -97,7 +97,7 @@ class Identities:
         return (self.folder / service / name).read_text().strip()
 
     def mongo_password(self, user: str) -> str:
-        """The password of mongod's user `admin` or `ledger`."""
+        """The password of one of `MONGO_USERS`."""
         return (self.folder / "mongo" / user).read_text().strip()
 
     @property
@@ -225,6 +225,17 @@ RIGHTS: Mapping[str, Rights] = {
         answers=True,
     ),
     "ledger": _rights("ledger", (), ("qry.*.ledger.case",), answers=True),
+}
+
+
+_GROWS = ("find", "insert", "createIndex")
+_FOLDED = (*_GROWS, "update", "dropCollection")  # a rebuilt collection takes the other's place
+
+# The least the ledger needs in its database, by collection: the log can only grow, whoever has its password.
+MONGO_RIGHTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("events", "rejects", "tiles", "checkpoints", "cosigs"), _GROWS),
+    **dict.fromkeys(("proj_cases", "proj_cases_rebuilt"), _FOLDED),
+    "proj_state": ("find", "insert", "update"),
 }
 
 

@@ -27,7 +27,7 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from deploy import leash
 from deploy.errors import Said, SetupError
-from deploy.identities import Identities, nats_config
+from deploy.identities import MONGO_RIGHTS, Identities, nats_config
 
 HOST = "127.0.0.1"
 FREE_SPACE_MIN_BYTES = 500 * 1024 * 1024
@@ -35,7 +35,8 @@ READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
 DATABASE = "paidan"
 REPLICA_SET = "rs0"
-_USER_EXISTS = 51003
+_EXISTS = frozenset({51002, 51003})
+"""What mongod says of a role and of a user that is there already."""
 
 
 def free_port() -> int:
@@ -271,7 +272,8 @@ class MongoServer(_Server):
     """
     mongod with authentication, as a replica set of one: the first start initiates it and makes the users.
 
-    Users: `admin` (root) and `ledger` (reads and writes database `paidan`); passwords in `identities`.
+    Users, their passwords in `identities`: `admin` (root), `ledger` (`MONGO_RIGHTS` in database `paidan`) and `auditor`
+    (reads that database). Every start brings them to that, in a folder of before as well.
 
     Args:
         data: its folder. A folder used before is used again, on another port too.
@@ -292,9 +294,20 @@ class MongoServer(_Server):
         return self._uri("ledger", DATABASE)
 
     @property
+    def auditor_uri(self) -> str:
+        """For whoever checks the ledger: user `auditor`, who reads database `paidan`."""
+        return self._uri("auditor", DATABASE)
+
+    @property
     def admin_uri(self) -> str:
         """For tests and repairs: user `admin`, every database."""
         return self._uri("admin", "admin")
+
+    def permit(self, database: str) -> None:
+        """Give user `ledger` in one more database what it may in `paidan`."""
+        with self._client("admin") as client:
+            self._make_role(client, database)
+            client[DATABASE].command("grantRolesToUser", "ledger", roles=[_role(database)])
 
     def start(self) -> Self:
         """As for every server, and then until it is the primary of its replica set and has its users."""
@@ -316,7 +329,7 @@ class MongoServer(_Server):
         password = self.identities.mongo_password(user)
         return (
             f"mongodb://{user}:{password}@{HOST}:{self.port}/{database}"
-            f"?replicaSet={REPLICA_SET}&authSource={DATABASE if user == 'ledger' else 'admin'}&directConnection=false"
+            f"?replicaSet={REPLICA_SET}&authSource={'admin' if user == 'admin' else DATABASE}&directConnection=false"
         )
 
     def _command(self) -> list[str]:
@@ -361,16 +374,17 @@ class MongoServer(_Server):
             with suppress(OperationFailure):  # refused where a user exists already
                 client.admin.command("createUser", "admin", pwd=self.identities.mongo_password("admin"), roles=["root"])
         with self._client("admin") as client:
-            try:
-                client[DATABASE].command(
-                    "createUser",
-                    "ledger",
-                    pwd=self.identities.mongo_password("ledger"),
-                    roles=[{"role": "readWrite", "db": DATABASE}],
-                )
-            except OperationFailure as error:
-                if error.code != _USER_EXISTS:
-                    raise
+            self._make_role(client, DATABASE)
+            for user, role in (("ledger", _role(DATABASE)), ("auditor", {"role": "read", "db": DATABASE})):
+                is_to_be = {"pwd": self.identities.mongo_password(user), "roles": [role]}
+                _create_or_update(client[DATABASE], "User", user, is_to_be)
+
+    def _make_role(self, client: "pymongo.MongoClient[dict[str, Any]]", database: str) -> None:
+        privileges = [
+            {"resource": {"db": database, "collection": collection}, "actions": list(actions)}
+            for collection, actions in MONGO_RIGHTS.items()
+        ]
+        _create_or_update(client[database], "Role", "ledger", {"privileges": privileges, "roles": []})
 
     def _move_member(self, member: dict[str, Any]) -> None:
         with self._client("admin") as client:
@@ -387,6 +401,19 @@ class MongoServer(_Server):
 
         if not _within(READY_WITHIN_S, primary):
             raise ConnectionFailure(f"no primary within {READY_WITHIN_S:.0f} s")
+
+
+def _role(database: str) -> dict[str, str]:
+    return {"role": "ledger", "db": database}
+
+
+def _create_or_update(database: Any, what: str, name: str, is_to_be: dict[str, Any]) -> None:
+    try:
+        database.command(f"create{what}", name, **is_to_be)
+    except OperationFailure as error:
+        if error.code not in _EXISTS:
+            raise
+        database.command(f"update{what}", name, **is_to_be)
 
 
 def _within(limit_s: float, done: Callable[[], bool]) -> bool:

@@ -60,11 +60,18 @@ def fresh_mongo(tmp_path: Path, identities: Identities) -> Iterator[MongoServer]
 
 @pytest.fixture
 def mongo_database(mongo_server: MongoServer) -> Iterator[str]:
-    """The name of an empty database on the shared mongod, dropped afterwards; for `mongo_server.admin_uri`."""
+    """
+    The name of an empty database on the shared mongod, dropped afterwards with all whose names begin with it. User
+    `ledger` (`mongo_server.uri`) may in it what it may in the stack's.
+    """
     name = f"test_{uuid4().hex[:12]}"
+    mongo_server.permit(name)
     yield name
     with pymongo.MongoClient[dict[str, object]](mongo_server.admin_uri) as client:
-        client.drop_database(name)
+        for each in client.list_database_names():
+            if each.startswith(name):
+                client[each].command("dropAllRolesFromDatabase")
+                client.drop_database(each)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Bench:
 
     async def another_store(self) -> Store:
         """A second connection to the same database."""
-        return Store.connect(self.mongo.admin_uri, self.database)
+        return Store.connect(self.mongo.uri, self.database)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def bench(
     admin = await Bus.connect(fresh_nats.url, name="admin", seed=identities.seed("admin"))
     await streams.apply(admin)
     bus = await Bus.connect(fresh_nats.url, name="ledger", seed=identities.seed("ledger"))
-    store = Store.connect(mongo_server.admin_uri, mongo_database)
+    store = Store.connect(mongo_server.uri, mongo_database)
     made = Bench(fresh_nats, identities, mongo_server, mongo_database, bus, admin, store)
     yield made
     await made.stop()

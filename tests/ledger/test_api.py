@@ -70,7 +70,7 @@ async def service(bench: Bench, identities: Identities, monkeypatch: pytest.Monk
     port = free_port()
     for name, value in {
         "NATS_URL": bench.nats.url,
-        "MONGODB_URI": bench.mongo.admin_uri,
+        "MONGODB_URI": bench.mongo.uri,
         "PAIDAN_DATABASE": bench.database,
         "PAIDAN_ORIGIN": ORIGIN,
         "PAIDAN_NATS_SEED_FILE": str(identities.seed_file("ledger")),

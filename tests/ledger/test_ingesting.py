@@ -121,7 +121,9 @@ async def test_two_writers_at_once_write_one_dense_log(bench: Bench) -> None:
     together = await bench.leaves(len(messages))
     await bench.stop()
     second.close()
-    alone = Store.connect(bench.mongo.admin_uri, f"{bench.database}_alone")
+    database = f"{bench.database}_alone"
+    bench.mongo.permit(database)
+    alone = Store.connect(bench.mongo.uri, database)
     try:
         bench.ingest(store=alone)
         async with asyncio.timeout(20):
@@ -130,7 +132,6 @@ async def test_two_writers_at_once_write_one_dense_log(bench: Bench) -> None:
         assert [leaf for _, leaf in await alone.read(Selection(), 0, 2**53, 10_000)] == together
     finally:
         await bench.stop()
-        await alone._client.drop_database(f"{bench.database}_alone")
         alone.close()
 
 

@@ -43,7 +43,7 @@ async def test_the_command_rebuilds_and_counts(bench: Bench) -> None:
     bench.ingest()
     await bench.publish(*[message(each) for n in range(3) for each in life(n)])
     await bench.leaves(27)
-    environment = {**os.environ, "MONGODB_URI": bench.mongo.admin_uri, "PAIDAN_DATABASE": bench.database}
+    environment = {**os.environ, "MONGODB_URI": bench.mongo.uri, "PAIDAN_DATABASE": bench.database}
     command = (sys.executable, "-m", "services.ledger", "rebuild")
     process = await asyncio.create_subprocess_exec(*command, "--json", env=environment, stdout=subprocess.PIPE)
     out, _ = await process.communicate()

@@ -111,6 +111,11 @@ class Identities:
         return self.folder / "jwks.json"
 
     @property
+    def revoked_file(self) -> Path:
+        """Whose tokens no longer count: `sub` → seconds since 1970, up to which they were issued. It need not be there."""
+        return self.folder / "revoked.json"
+
+    @property
     def signing_key(self) -> Ed25519PrivateKey:
         """The key that signs tokens."""
         key = load_pem_private_key((self.folder / "tokens.pem").read_bytes(), password=None)

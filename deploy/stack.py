@@ -368,6 +368,7 @@ class Stack:
             "PAIDAN_HTTP_HOST": HOST,
             "PAIDAN_HTTP_PORT": str(child.port),
             "PAIDAN_JWKS_FILE": str(self.identities.jwks_file),
+            "PAIDAN_REVOKED_FILE": str(self.identities.revoked_file),
             "PAIDAN_SECRETS_DIR": str(self.identities.secrets_dir(child.service)),
             "PAIDAN_LOG_FORMAT": "json",
             **self._links(child),

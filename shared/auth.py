@@ -1,25 +1,36 @@
-"""Who is calling: bearer tokens (JWT), their roles and their district."""
+"""Who is calling: bearer tokens (JWT), who may issue them, their roles and their district."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import jwt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.errors import RefusedError
+from shared.keys import REFRESH_S, Discovered, Held, Keys, Source, Watched, private, read_keys
 
 AUDIENCE = "paidan"
-ALGORITHMS = ["EdDSA", "ES256", "RS256"]
-"""Asymmetric only: nobody who can check a token can make one."""
+ISSUER = "paidan"
+"""Who issues the stack's own tokens."""
+REPLIES = "paidan-replies"
+"""Who issues the tokens behind a short reply: for a member, and for nothing but the answer to an offer."""
+LEEWAY_S = 5
+"""How much clocks may differ."""
+TOKEN_CHARS_MAX = 8192
+KNOWN_MAX = 10_000
 EVERYWHERE = "*"
 PSEUDONYM = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9-]{0,63}")
 DISTRICTS = re.compile(r"\*|(?!000000)\d{6}", re.ASCII)
-ROLES = ("clerk", "member", "dispatcher", "supervisor", "auditor", "admin")
+Role = Literal["resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin"]
+ROLES: tuple[Role, ...] = ("resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin")
+"""In the order of their weight. A resident is anybody, with or without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +43,16 @@ class Caller:
             is not accepted.
         district: a code, or `*` for all.
         roles: some of `ROLES`.
-        expires: when the token ends, seconds since 1970.
+        expires, issued: when the token ends and began, seconds since 1970.
+        issuer: who issued it.
     """
 
     id: str
     district: str
     roles: frozenset[str]
     expires: float = field(default=float("inf"), compare=False)
+    issued: float = field(default=float("inf"), compare=False)
+    issuer: str = field(default=ISSUER, compare=False)
 
     def of(self, district: str) -> bool:
         """Whether this district is theirs."""
@@ -64,59 +78,246 @@ class Caller:
         return f"{role}:{self.id}"
 
 
-class Doorkeeper:
-    """Checks tokens against the public keys of a JWKS file; a valid token is remembered until it expires."""
+class Issuer(BaseModel):
+    """
+    Somebody whose tokens count, and how far.
 
-    def __init__(self, jwks: dict[str, Any], *, issuer: str | None = "paidan") -> None:
-        self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(jwks).keys} if jwks.get("keys") else {}
-        self._issuer = issuer
-        self._known: dict[str, Caller] = {}
+    Attributes:
+        issuer: its `iss`, exactly; of an OIDC issuer the URL before `/.well-known/openid-configuration`.
+        audience: what its tokens must name as `aud`.
+        sub, district, roles: the claims that hold them; `realm_access.roles` is the claim `roles` inside `realm_access`.
+        names: its names of roles → ours; empty: the same names. What is neither is no role.
+        may: the roles that it may give anybody.
+        districts: the districts that it may speak for; `*` for all, and then also for `*`.
+        leeway_s: how much its clock may differ from ours.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(min_length=1, max_length=200)
+    audience: str = Field(AUDIENCE, min_length=1)
+    sub: str = "sub"
+    district: str = "district"
+    roles: str = "roles"
+    names: dict[str, Role] = {}
+    may: tuple[Role, ...] = ROLES
+    districts: tuple[str, ...] = (EVERYWHERE,)
+    leeway_s: int = Field(LEEWAY_S, ge=0, le=120)
+
+    def caller(self, claims: Mapping[str, Any]) -> Caller:
+        """
+        Whom its claims, which have been checked, stand for.
+
+        Raises:
+            jwt.InvalidTokenError, TypeError, ValueError: they name nobody.
+        """
+        held = claim(claims, self.roles)
+        theirs = held.split() if isinstance(held, str) else [str(name) for name in held or ()]
+        roles = {self.names.get(name) for name in theirs} if self.names else set(theirs)
+        caller = Caller(
+            str(claim(claims, self.sub) or ""),
+            str(claim(claims, self.district) or ""),
+            frozenset(role for role in self.may if role in roles),
+            float(claims["exp"]),
+            float(claims["iat"]),
+            self.issuer,
+        )
+        if not PSEUDONYM.fullmatch(caller.id):
+            raise jwt.InvalidTokenError(f"{self.sub} is no pseudonym such as m-17")
+        if not DISTRICTS.fullmatch(caller.district):
+            raise jwt.InvalidTokenError(f"{self.district} is neither a code nor *")
+        if caller.district not in self.districts and EVERYWHERE not in self.districts:
+            raise jwt.InvalidTokenError(f"this issuer does not speak for {caller.district}")
+        return caller
+
+
+class OidcIssuer(Issuer):
+    """An OIDC issuer, whose keys are fetched."""
+
+    leeway_s: int = Field(30, ge=0, le=120)
+
+    _reached_by_https = field_validator("issuer")(private)
+
+
+OWN = Issuer(issuer=ISSUER)
+SHORT_REPLIES = Issuer(issuer=REPLIES, may=("member",))
+
+
+def claim(claims: Mapping[str, Any], name: str) -> Any:
+    """A claim by its name, or by a path of names with dots; None where there is none."""
+    if name in claims:
+        return claims[name]
+    first, _, rest = name.partition(".")
+    inner = claims.get(first)
+    return claim(inner, rest) if rest and isinstance(inner, dict) else None
+
+
+class Settings(Protocol):
+    """What a doorkeeper reads of a service's settings."""
+
+    @property
+    def jwks_file(self) -> Path | None:
+        """Public keys of the stack's own issuers."""
+
+    @property
+    def revoked_file(self) -> Path | None:
+        """Tokens that no longer count."""
+
+    @property
+    def oidc(self) -> Sequence[OidcIssuer]:
+        """Other issuers."""
+
+
+class Doorkeeper:
+    """
+    Checks tokens against the keys of the issuers it knows; a valid token is remembered until it expires.
+
+    The keys of the stack's own issuers are in one file, read again when it changes: those of `paidan`, and, marked by a member
+    `"iss": "paidan-replies"` of the key, those for short replies. Those of OIDC issuers are fetched when a token by a key that is
+    not known comes (`admit`), and while `follow` runs.
+
+    Args:
+        issuers: with where their keys come from.
+        revoked: `sub` → seconds since 1970; what was issued up to then does not count.
+    """
+
+    def __init__(
+        self, issuers: Sequence[tuple[Issuer, Source]], revoked: Watched[Mapping[str, float]] | None = None
+    ) -> None:
+        self._issuers = {issuer.issuer: (issuer, source) for issuer, source in issuers}
+        if len(self._issuers) < len(issuers):
+            raise ValueError("two issuers with one name")
+        self._revoked = revoked
+        self._known: dict[str, tuple[Caller, Keys]] = {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> Doorkeeper:
+        """By a service's settings. Raises OSError or ValueError where a file is missing or unfit."""
+        issuers = _own(settings.jwks_file) if settings.jwks_file else []
+        others = [(issuer, Discovered(issuer.issuer)) for issuer in settings.oidc]
+        file = settings.revoked_file
+        return cls([*issuers, *others], Watched(file, _revocations, missing={}) if file else None)
 
     @classmethod
     def from_file(cls, path: Path | None) -> Doorkeeper:
-        """From a JWKS file; from None a doorkeeper who lets nobody in."""
-        return cls(json.loads(path.read_text()) if path else {})
+        """From a JWKS file alone; from None a doorkeeper who lets nobody in."""
+        return cls(_own(path) if path else [])
 
-    def check(self, token: str | None) -> Caller:
+    def check(self, token: str | None, *, replies: bool = False) -> Caller:
         """
-        The caller.
+        The caller, by the keys that are known now.
 
+        Args:
+            replies: whether a short reply's token will do.
         Raises:
-            RefusedError: `unauthenticated` (401): none, forged, expired, for somebody else, or by a key we do not know.
+            RefusedError: `unauthenticated` (401): none, forged, expired, revoked, for somebody else, or by a key we do not know.
         """
         if not token:
-            raise RefusedError("unauthenticated", why="no token")
-        if (known := self._known.get(token)) and known.expires > time.time():
-            return known
+            raise _no("no token")
+        caller = self.known(token)
+        if caller is None:
+            caller, keys = self._decoded(token)
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[token] = caller, keys
+        if not self.holds(caller):
+            raise _no("it was revoked")
+        if caller.issuer == REPLIES and not replies:
+            raise _no("it answers an offer and opens nothing else")
+        return caller
+
+    async def admit(self, token: str | None, *, replies: bool = False) -> Caller:
+        """As `check`, and where its issuer may have a new key, after a look. Raises as `check`."""
         try:
-            key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+            return self.check(token, replies=replies)
+        except _UnknownKeyError as why:
+            await why.source.refresh()
+        return self.check(token, replies=replies)
+
+    def known(self, token: str) -> Caller | None:
+        """The caller of a token that was checked before and has not expired; it may have been revoked since."""
+        found = self._known.get(token)
+        if found is None:
+            return None
+        caller, keys = found
+        # Other keys: perhaps the one that it was checked by is gone.
+        if caller.expires > time.time() and self._issuers[caller.issuer][1].keys is keys:
+            return caller
+        del self._known[token]
+        return None
+
+    def holds(self, caller: Caller) -> bool:
+        """Whether a token that was checked has not been revoked since. Its end is `Caller.expires`."""
+        return self._revoked is None or caller.issued > self._revoked.value.get(caller.id, -1)
+
+    async def follow(self) -> None:
+        """Keep what is fetched fresh, until cancelled."""
+        fetched = [source for _, source in self._issuers.values() if isinstance(source, Discovered)]
+        while fetched:
+            await asyncio.gather(*(source.refresh() for source in fetched))
+            await asyncio.sleep(REFRESH_S)
+
+    def _decoded(self, token: str) -> tuple[Caller, Keys]:
+        if len(token) > TOKEN_CHARS_MAX:
+            raise _no("it is too long")
+        try:
+            # Unchecked, to choose the issuer by; the issuer's keys then decide, and `iss` is asked for again.
+            said = jwt.decode_complete(token, options={"verify_signature": False})
+            issuer, source = self._issuers.get(said["payload"].get("iss", ""), (None, None))
+            if issuer is None or source is None:
+                raise jwt.InvalidTokenError("its issuer is not known")
+            keys = source.keys
+            key = keys.get(said["header"].get("kid", ""))
             if key is None:
-                raise jwt.InvalidTokenError("unknown key")
+                raise _UnknownKeyError(source)
+            if "crit" in said["header"]:
+                raise jwt.InvalidTokenError("it asks for what nobody here knows")
             claims = jwt.decode(
                 token,
                 key,
-                algorithms=ALGORITHMS,
-                audience=AUDIENCE,
-                issuer=self._issuer,
-                leeway=5,
-                options={"require": ["exp", "sub", "aud", "iss"]},
+                algorithms=[key.algorithm_name],
+                audience=issuer.audience,
+                issuer=issuer.issuer,
+                leeway=issuer.leeway_s,
+                options={"require": ["exp", "iat", "sub", "aud", "iss"]},
             )
-            caller = Caller(
-                str(claims["sub"]),
-                str(claims.get("district", "")),
-                frozenset(map(str, claims.get("roles", ()))),
-                float(claims["exp"]),
-            )
-            if not PSEUDONYM.fullmatch(caller.id):
-                raise jwt.InvalidTokenError("sub is no pseudonym such as m-17")
-            if not DISTRICTS.fullmatch(caller.district):
-                raise jwt.InvalidTokenError("district is neither a code nor *")
+            return issuer.caller(claims), keys
         except (jwt.PyJWTError, TypeError, ValueError) as why:
-            raise RefusedError("unauthenticated", why=str(why)) from None
-        if len(self._known) > 10_000:
-            self._known.clear()
-        self._known[token] = caller
-        return caller
+            raise _no(str(why)) from None
+
+
+class _UnknownKeyError(RefusedError):
+    """Its issuer is known and the key is not, or not yet."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__("unauthenticated", why="unknown key")
+        self.source = source
+
+
+def _no(why: str) -> RefusedError:
+    return RefusedError("unauthenticated", why=why)
+
+
+def _own(path: Path) -> list[tuple[Issuer, Source]]:
+    file = Watched(path, _by_issuer)
+    return [(issuer, Held(file, issuer.issuer)) for issuer in (OWN, SHORT_REPLIES)]
+
+
+def _by_issuer(document: Any) -> Mapping[str, Keys]:
+    read_keys(document)  # raises where it is none
+    issuers = {entry.get("iss", ISSUER) for entry in document["keys"] if isinstance(entry, dict)}
+    return {
+        issuer: read_keys(
+            {"keys": [e for e in document["keys"] if isinstance(e, dict) and e.get("iss", ISSUER) == issuer]}
+        )
+        for issuer in issuers
+    }
+
+
+def _revocations(document: Any) -> Mapping[str, float]:
+    if not isinstance(document, dict) or not all(type(at) in (int, float) for at in document.values()):
+        raise ValueError("an object is expected: sub → seconds since 1970")
+    return document
 
 
 def bearer(header: str | None) -> str | None:

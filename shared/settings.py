@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.auth import OidcIssuer
+
 
 class ServiceSettings(BaseSettings):
     """
@@ -26,7 +28,11 @@ class ServiceSettings(BaseSettings):
     http_host: str = "127.0.0.1"
     http_port: int = 8080
     jwks_file: Path | None = None
-    """Public keys of those who issue tokens; without it every route that needs a token answers 401."""
+    """Public keys of the stack's own issuers; without it and `oidc` every route that needs a token answers 401."""
+    oidc: tuple[OidcIssuer, ...] = ()
+    """JSON: other issuers of tokens, `[{"issuer": "https://id.example", "districts": ["420106"]}]`."""
+    revoked_file: Path | None = None
+    """JSON: `sub` → seconds since 1970; that person's tokens issued up to then no longer count. Read again when it changes."""
     secrets_dir: Path | None = None
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

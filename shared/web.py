@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
@@ -60,7 +60,16 @@ def create_app(
         ready: asked by `/readyz`; 503 names what is not.
         doorkeeper: for routes that take a `CallerNeeded`.
     """
-    app = FastAPI(title=title, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
+
+    @asynccontextmanager
+    async def keys_followed(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(doorkeeper.follow())
+        yield
+        following.cancel()
+
+    app = FastAPI(
+        title=title, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None, lifespan=keys_followed
+    )
     app.state.doorkeeper = doorkeeper
     app.add_middleware(BodyLimit, limit=body_bytes_max)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
@@ -126,10 +135,10 @@ def create_app(
     return app
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """The caller of this request. Raises RefusedError `unauthenticated`."""
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
-    return doorkeeper.check(bearer(request.headers.get("authorization")))
+    return await doorkeeper.admit(bearer(request.headers.get("authorization")))
 
 
 CallerNeeded = Annotated[Caller, Depends(caller)]

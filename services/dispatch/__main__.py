@@ -27,7 +27,7 @@ async def run(settings: Settings) -> None:
     """
     until = web.stop_on_signals()
     bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed())
-    doorkeeper = Doorkeeper.from_file(settings.jwks_file)
+    doorkeeper = Doorkeeper.of(settings)
     snapshots = Snapshots("dispatch")
     desks = Desks(
         bus,

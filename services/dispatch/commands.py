@@ -105,6 +105,9 @@ VERBS: dict[str, type[Verb]] = {
     "leave": Leave,
 }
 
+REPLIES = frozenset({"accept", "decline", "arrive", "done"})
+"""What a short reply may say: its token opens nothing else."""
+
 
 def parse(verb: str, content: Any) -> Verb:
     """The command. Raises RefusedError `unknown_command`, `not_listed`, or `invalid` with the field."""

@@ -155,7 +155,7 @@ class Desks:
 
     async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
         try:
-            answer = await turns.ask(self._command(district, verb, request))
+            answer = await turns.ask(await self._command(district, verb, request))
         except RefusedError as why:
             answer = {"problem": problem(why)}
         except FencedError:
@@ -169,7 +169,7 @@ class Desks:
         )
         await request.answer(orjson.dumps(answer))
 
-    def _command(self, district: str, verb: str, request: Request) -> Command:
+    async def _command(self, district: str, verb: str, request: Request) -> Command:
         """`{"id", "token", "data"}` as a command that its caller may give. Raises RefusedError."""
         try:
             content = orjson.loads(request.data)
@@ -178,7 +178,8 @@ class Desks:
             raise RefusedError("invalid_json") from None
         if not 8 <= len(id) <= 100 or not id.isascii():
             raise RefusedError("invalid", field="id", why="8 to 100 ASCII characters")
-        caller = self._doorkeeper.check(token if isinstance(token, str) else None)
+        token = token if isinstance(token, str) else None
+        caller = await self._doorkeeper.admit(token, replies=verb in commands.REPLIES)
         what = commands.parse(verb, data)
         what.allow(caller, district)
         return Command(id, what, caller)

@@ -83,7 +83,7 @@ def create_app(
         began = perf_counter()
         async with _refusals_counted():
             headers = request.headers
-            key, caller = _key(request), _caller(doorkeeper, request)
+            key, caller = _key(request), await _caller(doorkeeper, request)
             sent = _loads(await request.body())
             asked = _validated(Submission, sent)
             accepted, answer = await door.submit(
@@ -128,7 +128,7 @@ def create_app(
             what,
             decide,
             sent,
-            caller=_caller(doorkeeper, request),
+            caller=await _caller(doorkeeper, request),
             key=_key(request),
             traceparent=_traceparent(request.headers.get("traceparent")),
             position=position,
@@ -310,10 +310,10 @@ def _key(request: Request) -> str:
     return key
 
 
-def _caller(doorkeeper: Doorkeeper, request: Request) -> Caller | None:
+async def _caller(doorkeeper: Doorkeeper, request: Request) -> Caller | None:
     """Whoever shows a token must show a valid one; a resident shows none."""
     header = request.headers.get("authorization")
-    return doorkeeper.check(bearer(header)) if header is not None else None
+    return await doorkeeper.admit(bearer(header)) if header is not None else None
 
 
 def _traceparent(header: str | None) -> str | None:

@@ -45,7 +45,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         pepper=settings.strong("contact_pepper").get_secret_value(),
         kek=settings.strong("district_kek").get_secret_value(),
     )
-    doorkeeper = Doorkeeper.from_file(settings.jwks_file)
+    doorkeeper = Doorkeeper.of(settings)
     following = Following(bus, _now)
     door = Door(
         bus,

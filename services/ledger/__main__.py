@@ -53,7 +53,7 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     async def ready() -> Mapping[str, str]:
         return {"stopping": "draining"} if stopping.is_set() else await missing(ledger)
 
-    app = api.create_app(ledger, ready=ready, doorkeeper=Doorkeeper.from_file(settings.jwks_file))
+    app = api.create_app(ledger, ready=ready, doorkeeper=Doorkeeper.of(settings))
     queries = await bus.serve(api.QUERY, take, alone=True)
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")

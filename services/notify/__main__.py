@@ -33,7 +33,7 @@ async def run(settings: Settings) -> None:
     until = web.stop_on_signals()
     wording = Wording.open(settings.public_url, settings.templates_dir)
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
-    doorkeeper = Doorkeeper.from_file(settings.jwks_file)
+    doorkeeper = Doorkeeper.of(settings)
     bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed())
     snapshots = Snapshots("notify")
     offices = Offices(bus, f"notify-{settings.instance}", Contacts(bus), channels, wording, snapshot=snapshots.begin)

@@ -1,8 +1,10 @@
 """Who is calling, and who only says so."""
 
+import asyncio
 import base64
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from deploy.identities import Identities, issue_token
-from shared.auth import Caller, Doorkeeper, bearer
+from shared.auth import OWN, Caller, Doorkeeper, OidcIssuer, bearer
 from shared.errors import RefusedError
+from shared.keys import Discovered, Watched, read_keys
+from shared.settings import ServiceSettings
+from tests.shared.oidc import OidcServer, oidc_server
 
 NOW = datetime(2026, 11, 23, 2, 0, tzinfo=UTC)
 
@@ -46,7 +51,7 @@ def signed(
     """A token with these claims instead of good ones."""
     good: Mapping[str, Any] = {
         "iss": "paidan", "aud": "paidan", "sub": "m-li", "district": "420106", "roles": ["member"],
-        "exp": int(datetime.now(UTC).timestamp()) + 600,
+        "iat": int(datetime.now(UTC).timestamp()), "exp": int(datetime.now(UTC).timestamp()) + 600,
     }  # fmt: skip
     kid = kid or json.loads(mine.jwks_file.read_text())["keys"][0]["kid"]
     held = {name: value for name, value in {**good, **claims}.items() if value is not None}
@@ -84,7 +89,7 @@ def test_a_token_that_was_changed_is_refused(mine: Identities, door: Doorkeeper)
 @pytest.mark.parametrize(
     "claims",
     [{"aud": "somebody"}, {"aud": None}, {"iss": "somebody"}, {"iss": None}, {"exp": None}, {"exp": 1}, {"sub": None},
-     {"nbf": 2**33}, {"roles": 7}, {"exp": "soon"}],
+     {"nbf": 2**33}, {"iat": 2**33}, {"iat": None}, {"roles": 7}, {"exp": "soon"}, {"sub": 17}],
     ids=str,
 )  # fmt: skip
 def test_a_token_for_or_by_somebody_else_is_refused(mine: Identities, door: Doorkeeper, claims: dict[str, Any]) -> None:
@@ -117,8 +122,9 @@ def test_a_doorkeeper_without_keys_lets_nobody_in(mine: Identities) -> None:
 
 def test_a_list_of_keys_is_read_from_its_file(mine: Identities, tmp_path: Path) -> None:
     other = Identities.open(tmp_path / "other")
-    both = {"keys": [json.loads(i.jwks_file.read_text())["keys"][0] for i in (mine, other)]}
-    door = Doorkeeper(both)
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [json.loads(i.jwks_file.read_text())["keys"][0] for i in (mine, other)]}))
+    door = Doorkeeper.from_file(file)
     assert door.check(signed(mine)).id == door.check(signed(other)).id == "m-li"
 
 
@@ -163,3 +169,239 @@ def test_who_is_named_by_more_than_a_pseudonym_is_refused(mine: Identities, door
 def test_a_token_is_for_one_district_or_for_all(mine: Identities, door: Doorkeeper, district: str) -> None:
     with pytest.raises(RefusedError, match="unauthenticated"):
         door.check(issue_token(mine, "staff-4", district, ["dispatcher"]))
+
+
+# --- keys that change -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at each time."""
+    monkeypatch.setattr("shared.keys.LOOK_S", 0)
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_key_that_is_taken_from_the_file_opens_nothing_more(mine: Identities, tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(mine.jwks_file.read_text())
+    door, token = Doorkeeper.from_file(file), signed(mine)
+    assert door.check(token).id == "m-li"
+    other = Identities.open(tmp_path / "other")
+    file.write_text(other.jwks_file.read_text())
+    assert why_not(door, token) == "unknown key"
+    assert door.check(signed(other)).id == "m-li"
+    file.write_text("{broken")
+    assert door.check(signed(other)).id == "m-li"
+
+
+def test_keys_that_are_none_of_ours_are_left_out(mine: Identities) -> None:
+    good = json.loads(mine.jwks_file.read_text())["keys"][0]
+    secret = {"kty": "oct", "kid": "s", "k": base64.urlsafe_b64encode(b"x" * 32).decode(), "alg": "HS256"}
+    others = [secret, {**good, "kid": "e", "use": "enc"}, {"kty": "RSA", "kid": "r"}, "junk", {**good, "kid": 7}]
+    assert list(read_keys({"keys": [*others, good]})) == [good["kid"]]
+    documents: list[Any] = [{}, [], {"keys": {}}]
+    for document in documents:
+        with pytest.raises(ValueError, match="JWKS"):
+            read_keys(document)
+
+
+# --- short replies ----------------------------------------------------------------------------------------------------
+
+
+def test_a_replys_token_is_a_members_and_opens_what_takes_replies(mine: Identities, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(key.public_key()))
+    own = json.loads(mine.jwks_file.read_text())["keys"]
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [*own, {**public, "kid": "replies", "alg": "EdDSA", "iss": "paidan-replies"}]}))
+    door = Doorkeeper.from_file(file)
+    token = signed(mine, key=key, kid="replies", iss="paidan-replies", roles=["member", "admin", "dispatcher"])
+    assert door.check(token, replies=True).roles == {"member"}
+    for _ in range(2):  # also when it is known
+        assert "answers an offer" in why_not(door, token)
+    # Neither issuer's key signs for the other.
+    assert why_not(door, signed(mine, key=key, kid="replies")) == "unknown key"
+    assert why_not(door, signed(mine, iss="paidan-replies")) == "unknown key"
+
+
+# --- revoked ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("looking")
+def test_what_was_issued_before_its_holder_was_revoked_counts_no_more(mine: Identities, tmp_path: Path) -> None:
+    file = tmp_path / "revoked.json"
+    door = Doorkeeper.of(settings(mine, revoked_file=file))
+    token, other = signed(mine), signed(mine, sub="m-wang")
+    caller = door.check(token)
+    assert door.holds(caller)
+    file.write_text(json.dumps({"m-li": time.time()}))
+    assert why_not(door, token) == "it was revoked"
+    assert not door.holds(caller)
+    assert door.check(other).id == "m-wang"
+    later = int(time.time()) + 2
+    assert door.check(signed(mine, iat=later, exp=later + 600)).id == "m-li"
+    file.write_text("[]")
+    assert why_not(door, token) == "it was revoked"
+
+
+# --- other issuers ----------------------------------------------------------------------------------------------------
+
+
+def settings(mine: Identities, **given: Any) -> ServiceSettings:
+    """Of a service that trusts the stack's own issuer."""
+    return ServiceSettings(jwks_file=mine.jwks_file, **given)
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[OidcServer]:
+    """An OIDC issuer that runs."""
+    async with oidc_server() as running:
+        yield running
+
+
+def opened(issuer: OidcServer, *, pause_s: float = 0, **trusted: Any) -> Doorkeeper:
+    """A doorkeeper who knows this issuer and nobody else."""
+    return Doorkeeper([(OidcIssuer(issuer=issuer.url, **trusted), Discovered(issuer.url, pause_s=pause_s))])
+
+
+async def refused(door: Doorkeeper, token: str) -> str:
+    """Why it is refused, after a look at the issuer."""
+    with pytest.raises(RefusedError, match="unauthenticated") as why:
+        await door.admit(token)
+    return str(why.value.facts["why"])
+
+
+async def test_an_issuers_keys_are_found_by_its_discovery_document(mine: Identities, issuer: OidcServer) -> None:
+    door = Doorkeeper.of(settings(mine, oidc=(OidcIssuer(issuer=issuer.url),)))
+    assert why_not(door, issuer.token()) == "unknown key"  # nothing is fetched before somebody waits for it
+    caller = await door.admit(issuer.token())
+    assert (caller, caller.issuer) == (Caller("staff-9", "420106", frozenset({"dispatcher"})), issuer.url)
+    assert door.check(issuer.token(sub="staff-8")).id == "staff-8"
+    assert (await door.admit(signed(mine))).id == "m-li"
+    assert issuer.asked == 1
+
+
+async def test_keys_rotate_and_the_old_one_opens_nothing_more(issuer: OidcServer) -> None:
+    door, old = opened(issuer), issuer.token()
+    assert (await door.admit(old)).id == "staff-9"
+    issuer.rotate()
+    assert (await door.admit(issuer.token(sub="staff-8"))).id == "staff-8"
+    assert await refused(door, old) == "unknown key"
+
+
+async def test_made_up_keys_cost_the_issuer_one_question_in_a_while(issuer: OidcServer) -> None:
+    door = opened(issuer, pause_s=60)
+    await door.admit(issuer.token())
+    issuer.rotate()
+    for _ in range(20):
+        assert await refused(door, issuer.token()) == "unknown key"
+        issuer.kid += "x"
+    assert issuer.asked == 1
+    await asyncio.gather(*(refused(opened(issuer), issuer.token()) for _ in range(3)))
+
+
+async def test_those_who_wait_for_the_same_key_ask_once(issuer: OidcServer) -> None:
+    door = opened(issuer)
+    callers = await asyncio.gather(*(door.admit(issuer.token(sub=f"m-{n}")) for n in range(20)))
+    assert len({caller.id for caller in callers}) == 20
+    assert issuer.asked == 1
+
+
+@pytest.mark.parametrize("how", ["500", "huge", "garbage", "impostor", "redirect"])
+async def test_an_issuer_that_answers_badly_lets_nobody_in_and_locks_nobody_out(issuer: OidcServer, how: str) -> None:
+    issuer.broken = how
+    door = opened(issuer)
+    assert await refused(door, issuer.token()) == "unknown key"
+    issuer.broken = None
+    known = issuer.token()
+    assert (await door.admit(known)).id == "staff-9"
+    issuer.broken = how
+    issuer.kid = "another"
+    assert await refused(door, issuer.token()) == "unknown key"
+    assert (await door.admit(known)).id == "staff-9"
+
+
+async def test_an_issuer_that_says_nothing_is_waited_for_no_longer_than_that(
+    issuer: OidcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.keys.FETCH_WITHIN_S", 0.3)
+    issuer.broken = "silence"
+    began = time.monotonic()
+    assert await refused(opened(issuer), issuer.token()) == "unknown key"
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{"aud": "another-app"}, {"exp": 1}, {"iat": None}, {"district": "420107"}, {"district": "*"}, {"district": None},
+     {"sub": "li.si@example.com"}, {"iss": "https://impostor.example"}],
+    ids=str,
+)  # fmt: skip
+async def test_an_issuer_speaks_for_its_own_people_only(issuer: OidcServer, claims: dict[str, Any]) -> None:
+    door = opened(issuer, districts=("420106",))
+    assert (await door.admit(issuer.token())).id == "staff-9"
+    await refused(door, issuer.token(**claims))
+
+
+async def test_claims_and_roles_have_other_names_elsewhere(issuer: OidcServer) -> None:
+    door = opened(
+        issuer,
+        audience="grid",
+        sub="employee",
+        district="https://id.example/area",
+        roles="realm_access.roles",
+        names={"网格长": "dispatcher", "chief": "admin", "grid": "member"},
+        may=("member", "dispatcher"),
+    )
+    token = issuer.token(
+        sub="8f14e45f", aud=["grid", "mail"], employee="m-17", roles=["admin"], district="420107",
+        **{"https://id.example/area": "420106", "realm_access": {"roles": ["网格长", "chief", "admin"]}},
+    )  # fmt: skip
+    assert await door.admit(token) == Caller("m-17", "420106", frozenset({"dispatcher"}))
+    assert await refused(door, issuer.token(aud="grid", employee=None)) == "employee is no pseudonym such as m-17"
+
+
+async def test_a_clock_that_differs_a_little_is_forgiven(issuer: OidcServer) -> None:
+    door, now = opened(issuer), int(time.time())
+    assert await door.admit(issuer.token(iat=now + 20, nbf=now + 20, exp=now - 20))
+    await refused(door, issuer.token(iat=now + 40))
+    await refused(door, issuer.token(exp=now - 40))
+
+
+async def test_keys_are_kept_fresh_while_they_are_followed(issuer: OidcServer) -> None:
+    door = opened(issuer)
+    following = asyncio.create_task(door.follow())
+    async with asyncio.timeout(5):
+        while not issuer.asked:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert door.check(issuer.token()).id == "staff-9"
+    following.cancel()
+
+
+def test_an_issuer_is_reached_by_https_and_named_once(mine: Identities) -> None:
+    for url in ("http://id.example", "ftp://id.example", "id.example", "https://"):
+        with pytest.raises(ValueError, match="https"):
+            OidcIssuer(issuer=url)
+    twice = (OidcIssuer(issuer="https://id.example"), OidcIssuer(issuer="https://id.example"))
+    with pytest.raises(ValueError, match="two issuers"):
+        Doorkeeper.of(settings(mine, oidc=twice))
+
+
+def test_a_token_that_asks_for_what_nobody_knows_or_is_endless_is_refused(mine: Identities, door: Doorkeeper) -> None:
+    kid = json.loads(mine.jwks_file.read_text())["keys"][0]["kid"]
+    now = int(time.time())
+    claims = {"iss": "paidan", "aud": "paidan", "sub": "m-li", "district": "420106", "iat": now, "exp": now + 60}
+    why_not(door, jwt.encode(claims, mine.signing_key, algorithm="EdDSA", headers={"kid": kid, "crit": ["x"], "x": 1}))
+    assert why_not(door, signed(mine, more="x" * 9000)) == "it is too long"
+
+
+def test_a_role_that_nobody_knows_is_none(mine: Identities, door: Doorkeeper) -> None:
+    assert door.check(signed(mine, roles="member poet")).roles == {"member"}
+    assert OWN.may[0] == "resident"
+
+
+def test_a_file_that_must_be_there_is_missed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="none"):
+        Doorkeeper.from_file(tmp_path / "none.json")
+    assert Watched(tmp_path / "none.json", dict, missing={}).value == {}

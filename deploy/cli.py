@@ -18,6 +18,7 @@ import typer
 from deploy.errors import Said, SetupError
 
 if TYPE_CHECKING:
+    from deploy.running import Running
     from deploy.stack import Stack
 
 DEMO_REGISTER = Path(__file__).parent / "demo" / "register.json"
@@ -48,9 +49,12 @@ app.add_typer(ledger_app, name="ledger")
 
 Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]
+Why = Annotated[str, typer.Option(help="缘由，记入账本，勿写个人信息 / why, for the ledger; nothing personal")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="只检查，不改动 / check only, change nothing")]
 T = TypeVar("T")
 DEFAULT_DATA = Path(".paidan")
+OPERATOR = "operator"
+"""Whoever sits at this machine."""
 
 
 def main() -> None:
@@ -93,9 +97,9 @@ def demo_command(
 
 @app.command()
 def token(
-    role: Annotated[list[str], typer.Option(help="clerk member dispatcher supervisor auditor admin")],
+    role: Annotated[list[str], typer.Option(help="resident clerk member dispatcher supervisor auditor admin")],
     district: Annotated[str, typer.Option(help="行政区代码，* 为全部 / a district's code, * for all")] = "*",
-    sub: Annotated[str, typer.Option(help="持有人代号 / whose it is, a pseudonym such as m-17")] = "operator",
+    sub: Annotated[str, typer.Option(help="持有人代号 / whose it is, a pseudonym such as m-17")] = OPERATOR,
     ttl: Annotated[str, typer.Option(help="有效期：90s 30m 12h 7d / how long it holds")] = "12h",
     data: Data = DEFAULT_DATA,
 ) -> None:
@@ -114,7 +118,10 @@ def token(
             Said(f"目录 {data} 中没有密钥", f"there are no keys in {data}"),
             Said("请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"),
         )
-    print(issue_token(Identities.open(data / "secrets"), sub, district, role, duration(ttl)))
+    holds = duration(ttl)
+    if sub != OPERATOR and (stack := running(data)):
+        stack.acted("token_issued", sub, f"{' '.join(role)} {ttl}", district=district)
+    print(issue_token(Identities.open(data / "secrets"), sub, district, role, holds))
 
 
 @bus_app.command(name="apply")
@@ -125,6 +132,9 @@ def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: J
         _print_json({"changes": changes, "dry_run": dry_run})
     else:
         print("\n".join(changes) if changes else "无变化 / nothing to change")
+    # Afterwards: what it mends may be what the ledger needs to record it.
+    if changes and not dry_run and (stack := running(data)):
+        stack.acted("bus_applied", "streams", f"{len(changes)} changes")
 
 
 @register_app.command(name="apply")
@@ -193,6 +203,7 @@ def contact_set(
     quiet: Annotated[str, typer.Option(help="免打扰，如 22:00-07:00 / quiet hours; else the policy's")] = "",
     name: Annotated[str, typer.Option(help="姓名，不入账本 / a name, never in the ledger")] = "",
     phone: Annotated[str, typer.Option(help="电话，不入账本 / a number, never in the ledger")] = "",
+    why: Why = "",
     data: Data = DEFAULT_DATA,
     json_output: Json = False,
 ) -> None:
@@ -201,7 +212,9 @@ def contact_set(
     from deploy.running import Running
 
     kept = contacts.contact(id, district, channels.split(), language, quiet, name, phone)
-    sequence = _run(contacts.put(Running.find(data), kept))
+    stack = Running.find(data)
+    stack.acted("contact_set", kept.id, why, district=kept.district)
+    sequence = _run(contacts.put(stack, kept))
     if json_output:
         _print_json({"id": kept.id, "district": kept.district, "channels": kept.channels, "sequence": sequence})
     else:
@@ -209,12 +222,14 @@ def contact_set(
 
 
 @ledger_app.command(name="rebuild")
-def ledger_rebuild(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
+def ledger_rebuild(why: Why = "", data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
     """从叶子重算全部投影 / fold every projection again from the leaves."""
     from deploy.running import Running
 
+    stack = Running.find(data)
     command = [sys.executable, "-m", "services.ledger", "rebuild", *(["--json"] if json_output else [])]
-    environment = {**os.environ, "MONGODB_URI": Running.find(data).mongodb_uri}
+    environment = {**os.environ, "MONGODB_URI": stack.mongodb_uri}
+    stack.acted("ledger_rebuilt", "proj_cases", why)
     raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
@@ -236,6 +251,16 @@ def schema(
 def version() -> None:
     """版本 / the version."""
     print(installed_version("paidan"))
+
+
+def running(data: Path) -> "Running | None":
+    """The stack that runs in this folder, or None: what is done without one nobody can record."""
+    from deploy.running import Running
+
+    try:
+        return Running.find(data)
+    except SetupError:
+        return None
 
 
 def duration(text: str) -> timedelta:

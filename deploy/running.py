@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 
@@ -82,6 +83,21 @@ class Running:
             Said("这套系统使用您自己的 MongoDB", "this stack uses a MongoDB of your own"),
             Said("请设置 MONGODB_URI", "set MONGODB_URI as for `paidan up`"),
         )
+
+    def acted(self, act: str, of: str, why: str, *, district: str = "*") -> None:
+        """
+        Record in the ledger what is about to be done and is no fact by itself; what cannot be recorded should not be done.
+
+        Args:
+            act: a code, `contact_set`.
+            of: on what: a pseudonym or another id, never a name or a number.
+            district: whom it concerns.
+        Raises:
+            SetupError: as `post`.
+        """
+        body = json.dumps({"act": act, "of": of, "why": why}).encode()
+        params = {} if district == "*" else {"district": district}
+        self.post("ledger", "/v1/acts", body, roles=["admin"], params=params, key=uuid4().hex)
 
     def post(
         self,

@@ -17,7 +17,7 @@ from shared.errors import BusError, RefusedError
 from shared.facts import HUB
 
 SUBJECTS = "evt.>"
-PRIVATE = ("match.", "turn.", "notice.", "member.")
+PRIVATE = ("match.", "turn.", "notice.", "member.", "ledger.")
 """What never reaches another office, even for a task that both see."""
 KEEPALIVE_S = 15.0
 LINGER_S = 30.0

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.ledger import cases
+from services.ledger.acting import Acts
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.projecting import Projector
@@ -22,7 +23,7 @@ from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper
 from shared.bus import STREAM, Bus, Request
 from shared.envelope import canonical
 from shared.errors import RefusedError, UnavailableError
-from shared.facts import HUB
+from shared.facts import HUB, Code, LedgerActed, Text
 from shared.problems import problem
 from shared.telemetry import logger
 from shared.web import CallerNeeded, Readiness, problems
@@ -191,6 +192,19 @@ class Application(BaseModel):
         return {"document": body} if isinstance(body, dict) and body and not body.keys() - SECTIONS.keys() else body
 
 
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+class Act(BaseModel):
+    """What was done, on what (a pseudonym or another id), and why: nothing personal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    act: Code
+    of: Annotated[Text, Field(min_length=1)]
+    why: Text = ""
+
+
 District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
 AreaGiven = Annotated[str | None, Query(max_length=40)]
 
@@ -316,6 +330,44 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         caller.need(*ROLES)
         register = await ledger.registry.current()
         return _json(as_document(register), {"ETag": f'"{digest(register)}"'})
+
+    acts = Acts(ledger.bus, ledger.store)
+
+    @app.post(
+        "/v1/acts",
+        status_code=201,
+        tags=["acts"],
+        summary="记录管理操作 / record an administrative act that is no fact by itself",
+        responses={**barred, **problems("key_missing", "key_reused", "invalid", "unavailable")},
+    )
+    async def record_act(caller: CallerNeeded, body: Act, district: District = None, key: Key = None) -> Response:
+        caller.need("admin")
+        if key is None:
+            raise RefusedError("key_missing", field="Idempotency-Key")
+        whose = district_of(caller, district) or HUB
+        answer = await acts.record(LedgerActed(**body.model_dump()), district=whose, by=caller, key=key)
+        logger().info("act_recorded", by=caller.actor, act=body.act, district=whose)
+        return Response(canonical(answer), 201, media_type="application/json")
+
+    @app.get(
+        "/v1/acts",
+        tags=["acts"],
+        summary="管理操作,旧者在前 / administrative acts, oldest first",
+        responses={**barred, **problems("bad_cursor")},
+    )
+    async def list_acts(
+        caller: CallerNeeded,
+        district: District = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
+        cursor: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        caller.need("auditor")
+        whose = district_of(caller, district)
+        question = {"acts": whose or EVERYWHERE}
+        since = ledger.cursors.open(question, cursor)[0] if cursor else 0
+        found = await acts.page(district=whose, since=since, limit=limit + 1)
+        following = ledger.cursors.seal(question, found[limit][0]) if len(found) > limit else None
+        return _json({"acts": [act for _, act in found[:limit]], "next": following})
 
     return app
 

@@ -4,13 +4,15 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from deploy.contacts import contact
 from deploy.errors import SetupError
-from deploy.stack import Stack
+from deploy.stack import Stack, service_command
 from services.dispatch.importing import Row
 from services.notify.contacts import Contacts
 from services.notify.decide import supervisor
@@ -49,24 +51,55 @@ def test_what_cannot_be_is_said_in_one_line(
     assert "Input should" not in str(caught.value)
 
 
-async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    async with Stack(data, None, None, services=("dispatch",), command=_service) as stack:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [
-                *(sys.executable, "-c", "from deploy.cli import main; main()", "contact", "set", supervisor(DISTRICT)),
-                *("--district", DISTRICT, "--channels", "wecom mail", "--quiet", "00:00-00:00", "--name", "值班"),
-                *("--data", str(data), "--json"),
-            ],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["channels"] == ["wecom", "mail"]
-        assert "值班" not in done.stdout
-        bus = await stack.connect("notify")
-        contacts = Contacts(bus)
-        await contacts.look_up(DISTRICT, [supervisor(DISTRICT)])
-        known = contacts.known(DISTRICT, supervisor(DISTRICT))
-        assert (known.channels, known.quiet) == (("wecom", "mail"), (0, 0))
-        await bus.drain()
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """With a ledger that is real: it records what is done."""
+
+    def command(service: str) -> Sequence[str]:
+        return service_command(service) if service == "ledger" else _service(service)
+
+    async with Stack(tmp_path / "data", None, None, services=("dispatch", "ledger"), command=command) as stack:
+        yield stack
+
+
+async def paidan(stack: Stack, *arguments: str) -> str:
+    """What the command prints, as an operator runs it."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", "from deploy.cli import main; main()", *arguments, "--data", str(stack.data)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line_and_that_is_recorded(
+    stack: Stack,
+) -> None:
+    said = await paidan(
+        stack, "contact", "set", supervisor(DISTRICT), "--district", DISTRICT, "--channels", "wecom mail",
+        "--quiet", "00:00-00:00", "--name", "值班", "--why", "换班", "--json",
+    )  # fmt: skip
+    assert json.loads(said)["channels"] == ["wecom", "mail"]
+    assert "值班" not in said
+    bus = await stack.connect("notify")
+    contacts = Contacts(bus)
+    await contacts.look_up(DISTRICT, [supervisor(DISTRICT)])
+    known = contacts.known(DISTRICT, supervisor(DISTRICT))
+    assert (known.channels, known.quiet) == (("wecom", "mail"), (0, 0))
+    await bus.drain()
+
+    assert (await paidan(stack, "token", "--role", "member", "--district", DISTRICT, "--sub", "m-17")).startswith("ey")
+    await paidan(stack, "token", "--role", "auditor")  # one's own
+    await paidan(stack, "ledger", "rebuild", "--why", "after a restore", "--json")
+    async with asyncio.timeout(20), httpx2.AsyncClient(base_url=stack.urls["ledger"], trust_env=False) as http:
+        acts: list[dict[str, str]] = []
+        while len(acts) < 3:
+            await asyncio.sleep(0.05)
+            headers = {"Authorization": f"Bearer {stack.token('auditor')}"}
+            acts = (await http.get("/v1/acts", headers=headers)).json()["acts"]
+    assert [(one["district"], one["by"], one["act"], one["of"], one["why"]) for one in acts] == [
+        (DISTRICT, "admin:operator", "contact_set", supervisor(DISTRICT), "换班"),
+        (DISTRICT, "admin:operator", "token_issued", "m-17", "member 12h"),
+        ("*", "admin:operator", "ledger_rebuilt", "proj_cases", "after a restore"),
+    ]

@@ -328,3 +328,70 @@ async def test_a_mistake_in_a_register_is_named_by_entry_and_field(service: Serv
 async def test_metrics_count_leaves_by_kind(service: Service) -> None:
     await service.published(*[message(each) for each in life(1)])
     assert 'paidan_ledger_leaves_total{kind="event"}' in (await service.http.get("/metrics")).text
+
+
+# --- acts -------------------------------------------------------------------------------------------------------------
+
+ACT = {"act": "contact_set", "of": "m-supervisor-420106", "why": "值班调整"}
+
+
+async def act(service: Service, key: str | None, *roles: str, of: str = "*", body: Any = ACT, **params: Any) -> Any:
+    """Record an act; the answer."""
+    headers = service.bearer(*(roles or ("admin",)), district=of) | ({"Idempotency-Key": key} if key else {})
+    return await service.http.post("/v1/acts", json=body, headers=headers, params=params)
+
+
+async def acts_read(service: Service, count: int, of: str = "*", **params: Any) -> dict[str, Any]:
+    """The acts, once there are so many in the log."""
+    async with asyncio.timeout(20):
+        while len((page := (await service.get("/v1/acts", of=of, **params)).json())["acts"]) < count:
+            await asyncio.sleep(0.02)
+    return dict(page)
+
+
+async def test_an_act_is_recorded_once_per_key_and_read_by_auditors(service: Service) -> None:
+    first = await act(service, "k-1", district=WUCHANG)
+    assert (first.status_code, first.json()["by"], first.json()["district"]) == (201, "admin:staff-4", WUCHANG)
+    assert first.json().items() >= ACT.items()
+    again = await asyncio.gather(*(act(service, "k-1", district=WUCHANG) for _ in range(3)))
+    assert all(answer.json() == first.json() for answer in again)
+    await act(service, "k-2", district=WUCHANG)
+    assert (await act(service, "k-1", district=WUCHANG)).json() == first.json()  # also behind another
+    reused = await act(service, "k-1", body={**ACT, "of": "m-17"}, district=WUCHANG)
+    assert (reused.status_code, reused.json()["code"]) == (422, "key_reused")
+    read = await acts_read(service, 2)
+    assert read["acts"][0]["id"] == first.json()["id"]
+    assert (len(read["acts"]), read["next"]) == (2, None)
+
+
+async def test_at_the_same_moment_one_act_is_recorded_once_and_others_each(service: Service) -> None:
+    answers = await asyncio.gather(*(act(service, f"k-{n % 4}") for n in range(12)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 4
+    page = await acts_read(service, 4)
+    assert len(page["acts"]) == 4
+    half = await acts_read(service, 2, limit=2)
+    rest = (await service.get("/v1/acts", limit=2, cursor=half["next"])).json()
+    assert [*half["acts"], *rest["acts"]] == page["acts"]
+    assert (await service.get("/v1/acts", limit=2, cursor=half["next"][:-2])).json()["code"] == "bad_cursor"
+    assert (await service.get("/v1/ledger")).json()["dups"] == 0
+
+
+async def test_acts_are_an_admins_in_their_own_district_and_an_auditors_to_read(service: Service) -> None:
+    for answer, status, code in (
+        (await act(service, "k", "supervisor"), 403, "forbidden"),
+        (await act(service, "k", of=WUCHANG, district=QINGSHAN), 403, "foreign_district"),
+        (await act(service, None), 400, "key_missing"),
+        (await act(service, "k", body={**ACT, "act": "Contact Set"}), 422, "invalid"),
+        (await act(service, "k", body={**ACT, "phone": "1"}), 422, "invalid"),
+        (await service.get("/v1/acts", "dispatcher"), 403, "forbidden"),
+        (await service.get("/v1/acts", of=WUCHANG, district=QINGSHAN), 403, "foreign_district"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    mine = await act(service, "k", of=WUCHANG)
+    everybodys = await act(service, "k")
+    await acts_read(service, 2)
+    seen = {one["id"] for one in (await service.get("/v1/acts", of=WUCHANG)).json()["acts"]}
+    assert seen == {mine.json()["id"], everybodys.json()["id"]}
+    seen = {one["id"] for one in (await service.get("/v1/acts", of=QINGSHAN)).json()["acts"]}
+    assert seen == {everybodys.json()["id"]}

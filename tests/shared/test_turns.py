@@ -115,7 +115,9 @@ class Office:
             with suppress(UnavailableError):
                 if (last := await self.bus.last(MARKER)) and (await self.position()) >= sequence:
                     sighted = [one for one, _, _ in self.running.values() if not one._blind]
-                    leaders = [one for one in sighted if one.leading]  # none for a while where a lease ran out under load
+                    leaders = [
+                        one for one in sighted if one.leading
+                    ]  # none for a while where a lease ran out under load
                     known = all(one._fold is not None and one._fold.folded >= last.sequence for one in leaders)
                     return known and bool(leaders or not sighted)
             return False

@@ -77,9 +77,23 @@ def up(
         int,
         typer.Option(help="首个端口，0 为任意 / first of four HTTP ports, 0: any", min=0),
     ] = HTTP_PORT,
+    tls: Annotated[bool, typer.Option("--tls", help="用自建的 CA 加密 / TLS by a CA of its own")] = False,
+    host: Annotated[
+        str, typer.Option(help="监听地址，非本机须 --tls / where to listen; beyond loopback with --tls")
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None, typer.Option(help="证书中的域名或地址，可多次 / names for the certificates, repeatable")
+    ] = None,
 ) -> None:
     """前台运行整套系统，Ctrl-C 停止 / run everything; Ctrl-C drains and stops."""
-    _run(_up(data, demo=demo, quiet=quiet, port=port))
+    from deploy.stack import Stack
+
+    def on_event(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
+    stack = Stack(data, http_port=port or None, host=host, tls=tls, names=name or (), on_event=on_event)
+    _run(_up(stack, demo=demo))
 
 
 @app.command(name="demo")
@@ -275,14 +289,8 @@ def duration(text: str) -> timedelta:
     return timedelta(**{units[unit]: int(number)})
 
 
-async def _up(data: Path, *, demo: bool, quiet: bool, port: int) -> None:
-    from deploy.stack import Stack
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, flush=True)
-
-    stack = Stack(data, http_port=port or None, on_event=say)
+async def _up(stack: "Stack", *, demo: bool) -> None:
+    say = stack.on_event
     for given, name in ((stack.nats_url, "NATS_URL"), (stack.mongodb_uri, "MONGODB_URI")):
         if given:
             say(f"使用 {name} 指定的服务器 / using the server of {name}")
@@ -296,7 +304,7 @@ async def _up(data: Path, *, demo: bool, quiet: bool, port: int) -> None:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             return
-        for line in _welcome(stack, starting.result(), data):
+        for line in _welcome(stack, starting.result()):
             say(line)
         await stopped
     finally:
@@ -335,10 +343,10 @@ def _stop_on_signals() -> "asyncio.Future[None]":
     return stopped
 
 
-def _welcome(stack: "Stack", districts: list[str], data: Path) -> list[str]:
+def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
     """Addresses, logins, and commands that work as they stand in another terminal of the same folder."""
     district = next(iter(districts), "*")
-    of_member = ["token", "--role", "member", "--district", "420106", "--sub", "m-wc03", "--data", str(data)]
+    of_member = ["token", "--role", "member", "--district", "420106", "--sub", "m-wc03", "--data", str(stack.data)]
     urls = stack.urls
     logins = {
         "DISPATCHER": stack.token("dispatcher", district=district),
@@ -355,6 +363,7 @@ def _welcome(stack: "Stack", districts: list[str], data: Path) -> list[str]:
         "地址与登录令牌（12 小时有效）：复制到另一个终端 / addresses and logins for 12 hours: paste into another terminal",
         *(f"  export {service.upper()}={url}" for service, url in urls.items()),
         *(f"  export {name}={token}" for name, token in logins.items()),
+        *([f"  export CURL_CA_BUNDLE={shlex.quote(str(stack.ca_file))}"] if stack.ca_file else []),
         f"  export MEMBER=$({shlex.join([_as_started(sys.argv[0]), *of_member])})",
         "",
         "试一试 / try" + ("（派单等候 15 分钟答复 / offers wait 15 minutes here）" if districts else ""),

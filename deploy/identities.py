@@ -251,6 +251,7 @@ def nats_config(
     store: Path,
     host: str = "127.0.0.1",
     monitor_port: int | None = None,
+    tls_file: Path | None = None,
     server_name: str = "paidan",
 ) -> str:
     """
@@ -258,13 +259,16 @@ def nats_config(
 
     Args:
         store: JetStream's folder.
-        monitor_port: plain HTTP for `/healthz` and `/jsz`, on the same host; None for no such port.
+        monitor_port: plain HTTP for `/healthz` and `/jsz`, on loopback whatever the host; None for no such port.
+        tls_file: certificate and key; clients then have to begin with the handshake, before a word in the clear.
     """
     users = ",\n".join(_user(identities.public_key(name), rights) for name, rights in RIGHTS.items())
-    monitor = f'http: "{host}:{monitor_port}"\n' if monitor_port else ""
+    monitor = f'http: "127.0.0.1:{monitor_port}"\n' if monitor_port else ""
+    # A client that waits for the server's greeting believes a plain one that says no TLS is needed, and sends its token.
+    tls = _tls(tls_file, more="handshake_first: true") if tls_file else ""
     return f"""server_name: {json.dumps(server_name)}
-listen: "{host}:{port}"
-{monitor}jetstream {{
+listen: "{f"[{host}]" if ":" in host else host}:{port}"
+{monitor}{tls}jetstream {{
   store_dir: {json.dumps(str(store))}
   # Without it JetStream says yes before the disk does: a power loss then takes up to two minutes of facts.
   sync_interval: always
@@ -282,6 +286,11 @@ accounts {{
 """
 
 
+def _tls(file: Path, *, more: str = "") -> str:
+    name = json.dumps(str(file))
+    return f'tls {{ cert_file: {name}, key_file: {name}, min_version: "1.3", timeout: 5, {more} }}\n'
+
+
 def _user(public_key: str, rights: Rights) -> str:
     publish, subscribe = json.dumps(rights.publish), json.dumps(rights.subscribe)
     answers = ', allow_responses: { max: 1, expires: "30s" }' if rights.answers else ""
@@ -293,13 +302,17 @@ def _user(public_key: str, rights: Rights) -> str:
 
 
 def _keep(file: Path, make: Callable[[], str]) -> None:
-    """Write what `make` gives, unless the file is there; a crash leaves the whole file or none."""
-    if file.exists():
-        return
+    """Write what `make` gives, unless the file is there."""
+    if not file.exists():
+        write_secret(file, make())
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a file that only its owner reads, in place of what was there; a crash leaves the whole file or the old one."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as out:
-        out.write(make())
+        out.write(text)
         out.flush()
         os.fsync(descriptor)
     fresh.replace(file)

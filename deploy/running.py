@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx2
 
+from deploy.certificates import Certificates, trusting
 from deploy.errors import Said, SetupError
 from deploy.identities import Identities, issue_token
 from deploy.servers import MongoServer
@@ -30,6 +31,7 @@ class Running:
         nats_url: its bus.
         pid: the `paidan up` that runs it.
         mongo_port: of its mongod; None where it uses one of your own.
+        ca_file: the authority of its certificates; None where it serves in the clear.
     """
 
     data: Path
@@ -38,6 +40,7 @@ class Running:
     own_nats: bool
     pid: int
     mongo_port: int | None
+    ca_file: Path | None
 
     @classmethod
     def find(cls, data: Path) -> "Running":
@@ -57,8 +60,15 @@ class Running:
                     "请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"
                 ),
             ) from None
-        mongo_port = document["ports"].get(MongoServer.name)
-        return cls(data, document["urls"], document["nats_url"], document["own_nats"], document["pid"], mongo_port)
+        return cls(
+            data,
+            document["urls"],
+            document["nats_url"],
+            document["own_nats"],
+            document["pid"],
+            document["ports"].get(MongoServer.name),
+            Path(document["ca_file"]) if document["ca_file"] else None,
+        )
 
     def token(self, *roles: str, district: str = "*", sub: str = "operator") -> str:
         """A bearer token for a few minutes."""
@@ -70,13 +80,16 @@ class Running:
 
     async def connect(self, name: str = "admin") -> Bus:
         """A connection to its bus; the caller drains it."""
-        return await Bus.connect(self.nats_url, name=name, seed=self.seed(name))
+        ca_file = self.ca_file if self.own_nats else given_ca_file()
+        return await Bus.connect(self.nats_url, name=name, seed=self.seed(name), ca_file=ca_file)
 
     @property
     def mongodb_uri(self) -> str:
         """MongoDB as its ledger reaches it. Raises SetupError where it is your own and `MONGODB_URI` is not set here."""
         if self.mongo_port is not None:
-            return MongoServer(self.data / "mongo", Identities.open(self.data / "secrets"), self.mongo_port).uri
+            identities = Identities.open(self.data / "secrets")
+            certificates = Certificates(self.ca_file.parent) if self.ca_file else None
+            return MongoServer(self.data / "mongo", identities, self.mongo_port, certificates=certificates).uri
         if given := os.environ.get("MONGODB_URI"):
             return given
         raise SetupError(
@@ -124,7 +137,13 @@ class Running:
         url = f"{self.urls[service]}{path}"
         try:
             response = httpx2.post(
-                url, content=content, params=params, headers=headers, timeout=CALL_WITHIN_S, trust_env=False
+                url,
+                content=content,
+                params=params,
+                headers=headers,
+                timeout=CALL_WITHIN_S,
+                trust_env=False,
+                verify=trusting(self.ca_file),
             )
         except httpx2.HTTPError as error:
             raise SetupError(
@@ -141,6 +160,12 @@ def given_seed(name: str) -> str | None:
     """The seed in the file that `PAIDAN_<NAME>_SEED_FILE` names, for a bus of your own; None where it is not set."""
     file = os.environ.get(f"PAIDAN_{name.upper()}_SEED_FILE")
     return Path(file).read_text().strip() if file else None
+
+
+def given_ca_file() -> Path | None:
+    """The authority of a bus of your own, which `NATS_CA_FILE` names; None where it is not set."""
+    file = os.environ.get("NATS_CA_FILE")
+    return Path(file) if file else None
 
 
 def refused(service: str, response: httpx2.Response) -> SetupError:

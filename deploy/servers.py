@@ -10,6 +10,7 @@ import platform
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -18,14 +19,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote_plus
 
 import pymongo
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from deploy import leash
+from deploy.certificates import Certificates
 from deploy.errors import Said, SetupError
 from deploy.identities import MONGO_RIGHTS, Identities, nats_config
 
@@ -37,6 +41,32 @@ DATABASE = "paidan"
 REPLICA_SET = "rs0"
 _EXISTS = frozenset({51002, 51003})
 """What mongod says of a role and of a user that is there already."""
+
+
+def reached_at(host: str) -> str:
+    """The address at which this machine itself reaches what listens on `host`."""
+    with suppress(ValueError):
+        given = ip_address(host)
+        if given.is_unspecified:
+            return "::1" if given.version == 6 else HOST
+    return host
+
+
+def address(host: str, port: int) -> str:
+    """Host and port as they stand in a URL, from this machine."""
+    host = reached_at(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def require_loopback(host: str) -> None:
+    """Raises SetupError where others could reach what listens on `host`: tokens and facts would travel in the clear."""
+    with suppress(ValueError):
+        if host == "localhost" or ip_address(host).is_loopback:
+            return
+    raise SetupError(
+        Said(f"不加密就不能监听 {host}", f"{host} is not loopback, and nothing listens there without TLS"),
+        Said("请加上 --tls，或改用 127.0.0.1", "add --tls, or listen on 127.0.0.1"),
+    )
 
 
 def free_port() -> int:
@@ -227,20 +257,33 @@ class NatsServer(_Server):
         data: its folder; the store, the configuration and the log live in it.
         identities: who may connect; see `identities.nats_config`.
         port: None for a free one.
-        monitor: whether to serve plain HTTP for `/jsz` and the like, on `monitor_port`.
+        monitor: whether to serve plain HTTP for `/jsz` and the like, on `monitor_port`, on loopback.
+        host: where it listens.
+        certificates: for TLS; None: in the clear.
     """
 
     name = "nats-server"
 
-    def __init__(self, data: Path, identities: Identities, port: int | None = None, *, monitor: bool = False) -> None:
+    def __init__(
+        self,
+        data: Path,
+        identities: Identities,
+        port: int | None = None,
+        *,
+        monitor: bool = False,
+        host: str = HOST,
+        certificates: Certificates | None = None,
+    ) -> None:
         super().__init__(data, port)
         self.identities = identities
+        self.host = host
+        self.certificates = certificates
         self.monitor_port = free_port() if monitor else None
 
     @property
     def url(self) -> str:
         """For `bus.connect`; whoever connects needs a seed of `identities`."""
-        return f"nats://{HOST}:{self.port}"
+        return f"{'tls' if self.certificates else 'nats'}://{address(self.host, self.port)}"
 
     @property
     def config_file(self) -> Path:
@@ -254,16 +297,22 @@ class NatsServer(_Server):
                 port=self.port,
                 store=self.data / "jetstream",
                 monitor_port=self.monitor_port,
-                host=HOST,
+                host=self.host,
+                tls_file=self.certificates.file("nats") if self.certificates else None,
             )
         )
         return [str(nats_server_binary()), "-c", str(self.config_file)]
 
     def _ready(self) -> bool:
         # The server greets with INFO once it takes clients; JetStream has been recovered by then.
+        host = reached_at(self.host)
         try:
-            with socket.create_connection((HOST, self.port), timeout=1) as client:
-                return client.recv(5) == b"INFO "
+            with socket.create_connection((host, self.port), timeout=1) as plain:
+                if not self.certificates:
+                    return plain.recv(5) == b"INFO "
+                trust = ssl.create_default_context(cafile=self.certificates.ca_file)
+                with trust.wrap_socket(plain, server_hostname=host) as client:
+                    return client.recv(5) == b"INFO "
         except OSError:
             return False
 
@@ -279,14 +328,24 @@ class MongoServer(_Server):
         data: its folder. A folder used before is used again, on another port too.
         port: None for a free one.
         cache_gb: WiredTiger's cache; its least is 0.25.
+        certificates: for TLS; None: in the clear. It listens on loopback either way: only the ledger needs it.
     """
 
     name = "mongod"
 
-    def __init__(self, data: Path, identities: Identities, port: int | None = None, *, cache_gb: float = 0.25) -> None:
+    def __init__(
+        self,
+        data: Path,
+        identities: Identities,
+        port: int | None = None,
+        *,
+        cache_gb: float = 0.25,
+        certificates: Certificates | None = None,
+    ) -> None:
         super().__init__(data, port)
         self.identities = identities
         self.cache_gb = cache_gb
+        self.certificates = certificates
 
     @property
     def uri(self) -> str:
@@ -327,9 +386,10 @@ class MongoServer(_Server):
 
     def _uri(self, user: str, database: str) -> str:
         password = self.identities.mongo_password(user)
+        tls = f"&tls=true&tlsCAFile={quote_plus(str(self.certificates.ca_file))}" if self.certificates else ""
         return (
             f"mongodb://{user}:{password}@{HOST}:{self.port}/{database}"
-            f"?replicaSet={REPLICA_SET}&authSource={'admin' if user == 'admin' else DATABASE}&directConnection=false"
+            f"?replicaSet={REPLICA_SET}&authSource={'admin' if user == 'admin' else DATABASE}&directConnection=false{tls}"
         )
 
     def _command(self) -> list[str]:
@@ -342,6 +402,7 @@ class MongoServer(_Server):
             *("--bind_ip", HOST),
             *("--replSet", REPLICA_SET),
             *("--keyFile", str(self.identities.mongo_keyfile)),
+            *self._tls_options(),
             *("--wiredTigerCacheSizeGB", str(self.cache_gb)),
             *("--oplogSize", "512"),
             "--nounixsocket",
@@ -356,8 +417,20 @@ class MongoServer(_Server):
             return False
         return True
 
+    def _tls_options(self) -> list[str]:
+        if not self.certificates:
+            return []
+        return [
+            *("--tlsMode", "requireTLS"),
+            *("--tlsCertificateKeyFile", str(self.certificates.file("mongod"))),
+            *("--tlsCAFile", str(self.certificates.ca_file)),
+            "--tlsAllowConnectionsWithoutCertificates",  # clients show a password
+        ]
+
     def _client(self, user: str | None = None, timeout_s: float = 10) -> "pymongo.MongoClient[dict[str, Any]]":
         who: dict[str, Any] = {"username": user, "password": self.identities.mongo_password(user)} if user else {}
+        if self.certificates:
+            who |= {"tls": True, "tlsCAFile": str(self.certificates.ca_file)}
         return pymongo.MongoClient(
             HOST, self.port, directConnection=True, serverSelectionTimeoutMS=round(timeout_s * 1000), **who
         )

@@ -25,10 +25,22 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from deploy import leash
+from deploy.certificates import Certificates, trusting
 from deploy.errors import Said, SetupError
 from deploy.identities import SERVICES, TOKEN_TTL, Identities, issue_token
-from deploy.running import refused
-from deploy.servers import HOST, MongoServer, NatsServer, free_port, last_line, require_free_port, require_room
+from deploy.running import given_ca_file, refused
+from deploy.servers import (
+    HOST,
+    MongoServer,
+    NatsServer,
+    address,
+    free_port,
+    last_line,
+    reached_at,
+    require_free_port,
+    require_loopback,
+    require_room,
+)
 from shared import streams
 from shared.bus import Bus
 from shared.ids import new_id
@@ -55,11 +67,12 @@ def restart_delay(deaths: int) -> float:
 
 @dataclass
 class Child:
-    """One instance of a service: its process, where it listens, where it logs."""
+    """One instance of a service: its process, its HTTP side, where it logs."""
 
     service: str
     instance: int
     port: int
+    url: str
     log: Path
     environment: Mapping[str, str]
     process: asyncio.subprocess.Process | None = None
@@ -71,11 +84,6 @@ class Child:
     def name(self) -> str:
         """`dispatch`, and `dispatch-2` for the second of them."""
         return self.service if self.instance == 1 else f"{self.service}-{self.instance}"
-
-    @property
-    def url(self) -> str:
-        """Its HTTP side."""
-        return f"http://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -97,6 +105,9 @@ class Stack:
         environment: more variables for a service, `{"notify": {"PAIDAN_…": "…"}}`; for all of them under `"*"`.
         http_port: the first of consecutive ports for the services, in the order of `SERVICES`; None for free ones.
         nats_port, mongo_port: None for free ones.
+        host: where the services and the bus listen; beyond loopback with `tls` only. mongod stays on loopback.
+        tls: bus, mongod and HTTP with certificates of the stack's own.
+        names: host names and addresses that others reach this machine by, for the certificates.
         services: which to run.
         on_event: told, in a line for people, when something died or came back; `<data>/logs/stack.log` has it anyway.
         command: how a service is started; for tests of the supervision itself.
@@ -110,11 +121,15 @@ class Stack:
     http_port: int | None = None
     nats_port: int | None = None
     mongo_port: int | None = None
+    host: str = HOST
+    tls: bool = False
+    names: Sequence[str] = ()
     services: Sequence[str] = SERVICES
     on_event: Callable[[str], None] = lambda _: None
     command: Callable[[str], Sequence[str]] = service_command
 
     identities: Identities = field(init=False)
+    certificates: Certificates | None = field(init=False, default=None)
     nats: NatsServer | None = field(init=False, default=None)
     mongo: MongoServer | None = field(init=False, default=None)
     children: list[Child] = field(init=False, default_factory=list)
@@ -140,6 +155,8 @@ class Stack:
             SetupError: what stands in the way, with its remedy.
         """
         self._stopping = False
+        if not self.tls:
+            require_loopback(self.host)
         try:
             await self._start()
         except BaseException:
@@ -152,6 +169,8 @@ class Stack:
         self._refuse_second_stack()
         self._open_log()
         self.identities = Identities.open(self.data / "secrets")
+        if self.tls:
+            self.certificates = Certificates.open(self.data / "secrets" / "tls", [reached_at(self.host), *self.names])
         self.children = [*self._plan()]
         await asyncio.gather(self._start_nats(), self._start_mongo())
         await self._apply_streams()
@@ -196,6 +215,16 @@ class Stack:
         return self.nats.url
 
     @property
+    def ca_file(self) -> Path | None:
+        """The authority of the services' certificates; None where they serve in the clear."""
+        return self.certificates.ca_file if self.certificates else None
+
+    @property
+    def bus_ca_file(self) -> Path | None:
+        """The authority of the bus's certificate, ours or yours (`NATS_CA_FILE`); None for a bus in the clear."""
+        return given_ca_file() if self.nats_url else self.ca_file
+
+    @property
     def ledger_uri(self) -> str:
         """MongoDB as the ledger reaches it, ours or yours."""
         if self.mongodb_uri:
@@ -235,7 +264,7 @@ class Stack:
 
     async def connect(self, name: str = "admin") -> Bus:
         """A connection to the bus as `admin` or one of the services; the caller drains it."""
-        return await Bus.connect(self.bus_url, name=name, seed=self.seed(name))
+        return await Bus.connect(self.bus_url, name=name, seed=self.seed(name), ca_file=self.bus_ca_file)
 
     # --- what tests and demos do to it ---------------------------------------------------------------------------
 
@@ -269,7 +298,9 @@ class Stack:
         Raises:
             SetupError: the ledger refused it, with its words.
         """
-        return await post_register(self.urls["ledger"], self.token("admin"), document, why=why, dry_run=dry_run)
+        return await post_register(
+            self.urls["ledger"], self.token("admin"), document, why=why, dry_run=dry_run, ca_file=self.ca_file
+        )
 
     async def enrol(self, members: bytes, district: str) -> dict[str, Any]:
         """
@@ -285,7 +316,7 @@ class Stack:
             "Idempotency-Key": new_id(),
         }
         url = f"{self.urls['dispatch']}/v1/members/import"
-        async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=30, trust_env=False, verify=trusting(self.ca_file)) as client:
             while True:
                 response = await client.post(url, content=members, params={"district": district}, headers=headers)
                 if response.is_success:
@@ -301,7 +332,14 @@ class Stack:
         if self.nats_url:
             return
         if self.nats is None:
-            self.nats = NatsServer(self.data / "nats", self.identities, self.nats_port, monitor=True)
+            self.nats = NatsServer(
+                self.data / "nats",
+                self.identities,
+                self.nats_port,
+                monitor=True,
+                host=self.host,
+                certificates=self.certificates,
+            )
         await asyncio.to_thread(self.nats.start)
         self._watches.append(asyncio.create_task(self._watch(self.nats), name="watch nats-server"))
 
@@ -309,7 +347,9 @@ class Stack:
         if self.mongodb_uri or "ledger" not in self.services:
             return
         if self.mongo is None:
-            self.mongo = MongoServer(self.data / "mongo", self.identities, self.mongo_port)
+            self.mongo = MongoServer(
+                self.data / "mongo", self.identities, self.mongo_port, certificates=self.certificates
+            )
         await asyncio.to_thread(self.mongo.start)
         self._watches.append(asyncio.create_task(self._watch(self.mongo), name="watch mongod"))
 
@@ -353,20 +393,24 @@ class Stack:
                     require_free_port(port, service)
                 name = service if instance == 1 else f"{service}-{instance}"
                 log_file = self.data / "logs" / f"{name}.log"
-                children.append(Child(service, instance, port, log_file, {}))
+                url = f"{'https' if self.tls else 'http'}://{address(self.host, port)}"
+                children.append(Child(service, instance, port, url, log_file, {}))
         return children
 
     def _environment(self, child: Child) -> dict[str, str]:
-        given = {name: value for name, value in os.environ.items() if name != "MONGODB_URI"}  # the ledger's alone
+        not_for_all = ("MONGODB_URI", "NATS_CA_FILE")  # the ledger's alone; your bus's alone
+        given = {name: value for name, value in os.environ.items() if name not in not_for_all}
         seed_file = self._seed_file(child.service)
         return {
             **given,
             "NATS_URL": self.bus_url,
+            **({"NATS_CA_FILE": str(self.bus_ca_file)} if self.bus_ca_file else {}),
             **({"MONGODB_URI": self.ledger_uri} if child.service == "ledger" else {}),
             **({"PAIDAN_NATS_SEED_FILE": str(seed_file)} if seed_file else {}),
             "PAIDAN_INSTANCE": str(child.instance),
-            "PAIDAN_HTTP_HOST": HOST,
+            "PAIDAN_HTTP_HOST": self.host,
             "PAIDAN_HTTP_PORT": str(child.port),
+            **({"PAIDAN_TLS_FILE": str(self.certificates.file("http"))} if self.certificates else {}),
             "PAIDAN_JWKS_FILE": str(self.identities.jwks_file),
             "PAIDAN_REVOKED_FILE": str(self.identities.revoked_file),
             "PAIDAN_SECRETS_DIR": str(self.identities.secrets_dir(child.service)),
@@ -419,7 +463,7 @@ class Stack:
 
     async def _wait_until_ready(self, within_s: float, *, but_for: frozenset[str] = frozenset()) -> None:
         deadline = time.monotonic() + within_s
-        async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=5, trust_env=False, verify=trusting(self.ca_file)) as client:
             await asyncio.gather(*(self._wait_for(client, child, deadline, but_for) for child in self.children))
 
     async def _wait_for(
@@ -493,6 +537,7 @@ class Stack:
             "all_urls": self.all_urls,
             "nats_url": self.bus_url,
             "own_nats": self.nats is not None,
+            "ca_file": str(self.ca_file) if self.ca_file else None,
             "ports": {child.name: child.port for child in self.children}
             | {server.name: server.port for server in (self.nats, self.mongo) if server},
             "pids": self.pids,
@@ -536,7 +581,13 @@ def _owner(addresses_file: Path) -> int | None:
 
 
 async def post_register(
-    ledger_url: str, token: str, document: Mapping[str, Any], *, why: str = "", dry_run: bool = False
+    ledger_url: str,
+    token: str,
+    document: Mapping[str, Any],
+    *,
+    why: str = "",
+    dry_run: bool = False,
+    ca_file: Path | None = None,
 ) -> dict[str, Any]:
     """
     Hand a register document to the ledger; what it answers.
@@ -545,7 +596,7 @@ async def post_register(
         SetupError: the ledger refused it or cannot be reached, with its words.
     """
     try:
-        async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=60, trust_env=False, verify=trusting(ca_file)) as client:
             response = await client.post(
                 f"{ledger_url}/v1/register",
                 params={"dry_run": "true"} if dry_run else {},

@@ -11,12 +11,14 @@ import asyncio
 import base64
 import io
 import json
+import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
@@ -102,21 +104,29 @@ class Bus:
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, seed: str | None = None, deadline_s: float = 10) -> Self:
+    async def connect(
+        cls, url: str, *, name: str, seed: str | None = None, ca_file: Path | None = None, deadline_s: float = 10
+    ) -> Self:
         """
         Connect, and stay connected until drained.
 
         Args:
             name: the service; replies come to `_INBOX_<name>.>`.
             seed: its NKey seed; None where the server asks for none.
+            ca_file: the authority of the server's certificate. The connection then begins with the handshake (the server
+                needs `handshake_first`): a greeting in the clear could talk the client out of TLS.
         Raises:
             UnavailableError: not within the deadline, or the server does not know this key.
+            OSError: the authority's file cannot be read.
         """
         bus = cls()
+        tls = ssl.create_default_context(cafile=ca_file) if ca_file else None
+        wrong: list[Exception] = []
 
         async def on_error(why: Exception) -> None:
             # A permission violation arrives only here: the configuration is wrong and readiness says so. Not so for an
             # answer: the right to give it ends with the connection that brought the question.
+            wrong[:] = [why]
             said = str(why).lower()
             if "permissions violation" in said and 'publish to "_inbox_' not in said:
                 bus.refused = str(why)
@@ -144,13 +154,16 @@ class Bus:
                     error_cb=on_error,
                     closed_cb=on_closed,
                     reconnected_cb=on_reconnected,
+                    tls=tls,
+                    tls_handshake_first=tls is not None,
                 ),
                 deadline_s,
             )
         except DOWN as why:
             with suppress(Exception):
                 await bus._nc.close()
-            raise UnavailableError(f"cannot connect to NATS at {url}: {why or type(why).__name__}") from None
+            said = str(why) or ", ".join([type(why).__name__, *map(str, wrong)])
+            raise UnavailableError(f"cannot connect to NATS at {url}: {said}") from None
         return bus
 
     @property

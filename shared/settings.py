@@ -15,18 +15,22 @@ class ServiceSettings(BaseSettings):
     """
     The environment common to the four services; each adds its own fields in its `settings.py`.
 
-    Variables are prefixed `PAIDAN_`, but for `NATS_URL` and `MONGODB_URI`. Secrets come from files.
+    Variables are prefixed `PAIDAN_`, but for `NATS_URL`, `NATS_CA_FILE` and `MONGODB_URI`. Secrets come from files.
     """
 
     model_config = SettingsConfigDict(env_prefix="PAIDAN_", frozen=True, extra="ignore")
 
     nats_url: str = Field("nats://127.0.0.1:4222", validation_alias="NATS_URL")
+    nats_ca_file: Path | None = Field(None, validation_alias="NATS_CA_FILE")
+    """Who has signed the bus's certificate; None for a bus in the clear, on loopback."""
     nats_seed_file: Path | None = None
     """This service's NKey seed; None for a bus that asks for none."""
     instance: str = "1"
     """Tells instances of one service apart: in leases, logs and metrics."""
     http_host: str = "127.0.0.1"
     http_port: int = 8080
+    tls_file: Path | None = None
+    """Certificate and key for HTTPS, in one PEM file; None for HTTP."""
     jwks_file: Path | None = None
     """Public keys of the stack's own issuers; without it and `oidc` every route that needs a token answers 401."""
     oidc: tuple[OidcIssuer, ...] = ()

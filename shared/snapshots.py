@@ -63,7 +63,7 @@ async def write(settings: ServiceSettings, rules: Rules[S], district: str) -> No
     Raises:
         StreamReplacedError, BusError, OSError.
     """
-    bus = await Bus.connect(settings.nats_url, name=rules.service, seed=settings.seed())
+    bus = await Bus.connect(settings.nats_url, name=rules.service, seed=settings.seed(), ca_file=settings.nats_ca_file)
     try:
         fold = await recover(bus, rules, district)
         await write_snapshot(bus, fold)

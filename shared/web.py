@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
@@ -198,9 +199,24 @@ class BodyLimit:
             await answer(refusal)(scope, receive, send)
 
 
-async def serve(app: FastAPI, host: str, port: int, *, until: asyncio.Event) -> None:
-    """Serve until the event is set, then finish what is under way (5 s at most). Raises OSError where the port is taken."""
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+async def serve(app: FastAPI, host: str, port: int, *, until: asyncio.Event, tls_file: Path | None = None) -> None:
+    """
+    Serve until the event is set, then finish what is under way (5 s at most).
+
+    Args:
+        tls_file: certificate and key; HTTPS then, and nothing else.
+    Raises:
+        OSError: the port is taken, or the certificate cannot be read.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        ssl_certfile=tls_file,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # `until` decides
     task = asyncio.create_task(server._serve())

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx2
 import orjson
 
+from deploy.certificates import trusting
 from deploy.errors import Said, SetupError
 from deploy.stack import Stack
 
@@ -50,7 +51,9 @@ class Calls:
         self._stack = stack
         self._tokens: dict[tuple[str, str, tuple[str, ...]], str] = {}
         limits = httpx2.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
-        self._client = httpx2.AsyncClient(limits=limits, timeout=ANSWER_WITHIN_S, trust_env=False)
+        self._client = httpx2.AsyncClient(
+            limits=limits, timeout=ANSWER_WITHIN_S, trust_env=False, verify=trusting(stack.ca_file)
+        )
         self.retries = 0
 
     async def __aenter__(self) -> Self:

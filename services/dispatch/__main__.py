@@ -26,7 +26,7 @@ async def run(settings: Settings) -> None:
         OSError: the port is taken, or the connection to the bus is closed for good: whoever supervises us starts us anew.
     """
     until = web.stop_on_signals()
-    bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed())
+    bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed(), ca_file=settings.nats_ca_file)
     doorkeeper = Doorkeeper.of(settings)
     snapshots = Snapshots("dispatch")
     desks = Desks(
@@ -51,7 +51,9 @@ async def run(settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(desks.run())
             group.create_task(tail.run(until))
-            group.create_task(web.serve(app, settings.http_host, settings.http_port, until=until))
+            group.create_task(
+                web.serve(app, settings.http_host, settings.http_port, until=until, tls_file=settings.tls_file)
+            )
     finally:
         lost = bus.closed.is_set()
         watching.cancel()

@@ -25,7 +25,7 @@ async def run(settings: Settings) -> None:
     """One instance, until SIGTERM or SIGINT: then what is under way is finished and answered."""
     stop = stop_on_signals()
     log = telemetry.logger()
-    bus = await Bus.connect(settings.nats_url, name="intake", seed=settings.seed())
+    bus = await Bus.connect(settings.nats_url, name="intake", seed=settings.seed(), ca_file=settings.nats_ca_file)
     try:
         intake = bring_up(bus, settings)
         following = asyncio.create_task(intake.following.run())
@@ -35,7 +35,7 @@ async def run(settings: Settings) -> None:
             end.add_done_callback(lambda _: stop.set())
         log.info("intake_started", port=settings.http_port)
         try:
-            await serve(intake.app, settings.http_host, settings.http_port, until=stop)
+            await serve(intake.app, settings.http_host, settings.http_port, until=stop, tls_file=settings.tls_file)
         finally:
             failed = following.done()
             for end in (following, lost, sweeping):

@@ -35,7 +35,7 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
         UnavailableError: there is no bus. (MongoDB may come later: the service waits, and is not ready.)
         ForeignLogError, OSError: the configuration is wrong.
     """
-    bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed())
+    bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed(), ca_file=settings.nats_ca_file)
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
     projector = Projector(store)
     ingest = Ingest(bus, store, settings.origin, stored=projector.hand)
@@ -58,7 +58,9 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
     following = asyncio.create_task(registry.run(settled), name="register")
-    serving = asyncio.create_task(serve(app, settings.http_host, settings.http_port, until=stopping), name="http")
+    serving = asyncio.create_task(
+        serve(app, settings.http_host, settings.http_port, until=stopping, tls_file=settings.tls_file), name="http"
+    )
     told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
     work: set[asyncio.Task[Any]] = {writing, folding, following, serving}
     logger().info("ledger_started", log=settings.origin, port=settings.http_port)

@@ -34,7 +34,7 @@ async def run(settings: Settings) -> None:
     wording = Wording.open(settings.public_url, settings.templates_dir)
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
     doorkeeper = Doorkeeper.of(settings)
-    bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed())
+    bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed(), ca_file=settings.nats_ca_file)
     snapshots = Snapshots("notify")
     offices = Offices(bus, f"notify-{settings.instance}", Contacts(bus), channels, wording, snapshot=snapshots.begin)
     districts = settings.fixed_districts()
@@ -55,7 +55,7 @@ async def run(settings: Settings) -> None:
     watching = asyncio.create_task(stop_when_closed())
     try:
         app = create_app(offices, ready=ready, doorkeeper=doorkeeper)
-        await web.serve(app, settings.http_host, settings.http_port, until=until)
+        await web.serve(app, settings.http_host, settings.http_port, until=until, tls_file=settings.tls_file)
     finally:
         lost = bus.closed.is_set()
         watching.cancel()

@@ -63,8 +63,8 @@ def test_what_up_says_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = tmp_path / "my data"
     Identities.open(data / "secrets")
     urls = {service: f"http://127.0.0.1:{8420 + n}" for n, service in enumerate(("intake", "dispatch", "ledger"))}
-    stack: Any = SimpleNamespace(urls=urls, bus_url="nats://x", data=data, token=lambda *_, **__: "t")
-    lines = _welcome(stack, ["420106"], data)
+    stack: Any = SimpleNamespace(urls=urls, bus_url="nats://x", data=data, token=lambda *_, **__: "t", ca_file=None)
+    lines = _welcome(stack, ["420106"])
     said = "\n".join(lines)
     assert "$RANDOM" not in said
     assert "15 minutes" in said
@@ -103,6 +103,13 @@ def test_a_taken_port_is_one_line(tmp_path: Path, nats_server: object) -> None:
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line] == [done.stderr.strip()]
     assert f"port {port}, wanted by intake, is taken" in done.stderr
+
+
+def test_listening_beyond_loopback_without_tls_is_one_line(tmp_path: Path) -> None:
+    done = paidan("up", "--no-demo", "--port", "0", "--host", "0.0.0.0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line] == [done.stderr.strip()]
+    assert "不加密就不能监听 0.0.0.0；请加上 --tls" in done.stderr
 
 
 def test_a_token_is_printed_bare(tmp_path: Path) -> None:

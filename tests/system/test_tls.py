@@ -1,0 +1,74 @@
+"""`paidan up --tls --host 0.0.0.0`: a request through HTTPS to the ledger and back, and commands that find their way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from deploy.certificates import trusting
+from deploy.errors import SetupError
+from deploy.running import Running
+
+PAIDAN = (sys.executable, "-m", "deploy.cli")
+WITHIN_S = 60.0
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Running]:
+    """With the demo's register, once it has been read."""
+    data = tmp_path / "data"
+    own_servers = {name: value for name, value in os.environ.items() if name not in ("NATS_URL", "MONGODB_URI")}
+    up = subprocess.Popen(
+        [*PAIDAN, "up", "--tls", "--host", "0.0.0.0", "--port", "0", "--data", str(data)],
+        stdout=subprocess.PIPE,
+        env=own_servers,
+        text=True,
+    )
+    try:
+        assert up.stdout
+        for line in up.stdout:
+            if "CURL_CA_BUNDLE" in line:
+                break
+        yield Running.find(data)
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.communicate(timeout=WITHIN_S)
+    assert up.returncode == 0
+
+
+def _json(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run([*PAIDAN, *arguments], capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_a_request_goes_through_https_to_the_ledger_and_back(stack: Running) -> None:
+    assert {url.partition(":")[0] for url in (*stack.urls.values(), stack.nats_url)} == {"https", "tls"}
+    body = {"text": "楼道路灯不亮了", "location": {"address": "欧景苑 3 栋"}}
+    with httpx2.Client(trust_env=False, verify=trusting(stack.ca_file)) as client:
+        answer = client.post(
+            f"{stack.urls['intake']}/v1/requests", json=body, headers={"Idempotency-Key": "over-tls-1"}
+        )
+        assert answer.status_code == 201, answer.text
+        case = f"{stack.urls['ledger']}/v1/cases/{answer.json()['id']}"
+        headers = {"Authorization": f"Bearer {stack.token('auditor')}"}
+        deadline = time.monotonic() + WITHIN_S
+        while (found := client.get(case, headers=headers)).status_code != 200:
+            assert time.monotonic() < deadline, found.text
+            time.sleep(0.1)
+    with httpx2.Client(trust_env=False) as stranger, pytest.raises(httpx2.ConnectError, match="verify failed"):
+        stranger.get(case, headers=headers)
+    assert _json("bus", "apply", "--json", "--data", str(stack.data))["changes"] == []
+    assert _json("ledger", "rebuild", "--json", "--data", str(stack.data))["cases"] == 1
+    with pytest.raises(SetupError, match="拒绝（4"):
+        stack.post("ledger", "/v1/register", b"{}", roles=["admin"])

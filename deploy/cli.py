@@ -383,12 +383,15 @@ def _as_started(program: str) -> str:
 
 
 async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
-    from deploy.running import Running, given_seed
+    from deploy.running import Running, given_ca_file, given_seed
     from shared import streams
     from shared.bus import Bus
 
     url = os.environ.get("NATS_URL")
-    bus = await (Bus.connect(url, name="admin", seed=given_seed("admin")) if url else Running.find(data).connect())
+    if url:
+        bus = await Bus.connect(url, name="admin", seed=given_seed("admin"), ca_file=given_ca_file())
+    else:
+        bus = await Running.find(data).connect()
     try:
         return await streams.apply(bus, dry_run=dry_run)
     finally:

@@ -216,6 +216,8 @@ RIGHTS: Mapping[str, Rights] = {
             "$JS.API.STREAM.MSG.DELETE.KEYS",
             "qry.*.ledger.case",
         ),
+        ("qry.*.intake.reach",),
+        answers=True,
     ),
     "dispatch": _rights(
         "dispatch",
@@ -225,7 +227,7 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     "notify": _rights(
         "notify",
-        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS")),
+        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS"), "qry.*.intake.reach"),
         ("notify.*.alive.>",),
         answers=True,
     ),

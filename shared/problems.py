@@ -49,6 +49,11 @@ PROBLEMS: dict[str, Text] = {
     "not_ready": Text(503, "系统正在准备,暂时不能受理", "Still being set up: no requests are taken yet", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
     "already_over": Text(409, "该诉求已{state}", "This request is already {state}", "如需继续,请重新提交", "Submit a new request if needed"),
     "already_rated": Text(409, "该诉求已评价,每轮只评一次", "This request has already been rated, once in each round", "如未解决,可申请重办", "Reopen it if it is not solved"),
+    # what a resident has sealed
+    "nothing_sealed": Text(404, "该诉求没有保存这项内容", "Nothing of this kind is stored for this request", "请核对所需内容", "Check which parts you ask for"),
+    "erased": Text(410, "个人信息已删除,无法恢复", "What was personal has been erased and cannot be brought back", "请按编号继续办理", "Go on by the request's id"),
+    "not_handling": Text(403, "您未在办理该诉求,不能查看个人信息", "You are not handling this request: what is personal stays closed", "请由负责的单位或当前接单人查看", "Ask the office that is responsible, or whoever holds the task"),
+    "only_review": Text(403, "该诉求已结案或已封存,仅督办可因复核或申诉查看", "This request is closed or frozen: only a supervisor may read it, for a review or an appeal", "请由督办说明事由(review 或 appeal)后查看", "Ask a supervisor, with the reason review or appeal"),
     # the desk
     "unknown_command": Text(404, "没有指令 {verb}", "There is no command {verb}", "请查阅接口文档", "See the API documentation"),
     "unknown_task": Text(404, "没有任务 {task}", "There is no task {task}", "请核对任务编号", "Check the task's id"),

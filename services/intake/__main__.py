@@ -28,6 +28,7 @@ async def run(settings: Settings) -> None:
     bus = await Bus.connect(settings.nats_url, name="intake", seed=settings.seed(), ca_file=settings.nats_ca_file)
     try:
         intake = bring_up(bus, settings)
+        await intake.listen(bus)
         following = asyncio.create_task(intake.following.run())
         sweeping = asyncio.create_task(intake.sweeper.run())
         lost = asyncio.create_task(bus.closed.wait())

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.intake.cases import Cases, told
 from services.intake.decide import calendar_for, rate, reopen, withdraw
+from services.intake.disclosing import WHYS, Disclosing, Disclosures
 from services.intake.door import Door
 from services.intake.following import Following
 from services.intake.limiting import Limits
@@ -27,7 +28,7 @@ from shared.errors import RefusedError
 from shared.facts import Fact, plain
 from shared.problems import said
 from shared.telemetry import logger
-from shared.web import Readiness, problems
+from shared.web import CallerNeeded, Readiness, problems
 from shared.web import create_app as create_shared_app
 
 JSON = "application/json"
@@ -49,6 +50,7 @@ def create_app(
     *,
     door: Door,
     cases: Cases,
+    disclosures: Disclosures,
     following: Following,
     naming: Naming,
     doorkeeper: Doorkeeper,
@@ -112,7 +114,7 @@ def create_app(
     async def get_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
         async with _refusals_counted(), _misses_limited(misses, request):
             register = following.known.register
-            found = await cases.find(tracking_code, position)
+            found = await cases.find(cases.by_code(tracking_code), position)
         return _json(told(found, naming.tracking_code(found.case.id), register))
 
     async def change(
@@ -200,6 +202,29 @@ def create_app(
                 position,
             )
 
+    @app.post(
+        "/v1/requests/{id}/disclosures",
+        tags=["people"],
+        summary="查看个人信息,先记账后打开 / read what is personal: on record first, then opened",
+        responses=problems(
+            "invalid_json", "key_missing", "unauthenticated", "forbidden", "foreign_district", "not_handling", "only_review",
+            "not_found", "nothing_sealed", "erased", "invalid", "not_listed", "key_reused", "unavailable",
+        ),
+        openapi_extra={"requestBody": _body(Disclosing), "parameters": [KEY_PARAMETER]},
+    )  # fmt: skip
+    async def disclose_request(request: Request, id: str, caller: CallerNeeded) -> Response:
+        async with _refusals_counted():
+            asked = _validated(Disclosing, _loads(await request.body()))
+            answer = await disclosures.disclose(
+                id,
+                asked,
+                caller=caller,
+                key=_key(request),
+                traceparent=_traceparent(request.headers.get("traceparent")),
+            )
+        log.info("request_disclosed", request=id, to=caller.actor, why=asked.why, parts=asked.parts)
+        return _json(answer)
+
     @app.get("/v1/catalogue", tags=["register"], summary="服务清单 / the catalogue", responses=problems("not_ready"))
     async def catalogue() -> Response:
         items = following.known.register.items
@@ -218,12 +243,16 @@ def create_app(
             }
         )
 
-    @app.get("/v1/reasons", tags=["register"], summary="撤回与重办的原因 / why a request may be withdrawn or reopened")
+    @app.get(
+        "/v1/reasons",
+        tags=["register"],
+        summary="撤回、重办与查看的原因 / why a request may be withdrawn, reopened, or opened",
+    )
     async def reasons() -> Response:
         return _json(
             {
                 action: [{"reason": code, "name": name} for code, name in listed.items()]
-                for action, listed in (("withdraw", WITHDRAWING), ("reopen", REOPENING))
+                for action, listed in (("withdraw", WITHDRAWING), ("reopen", REOPENING), ("disclose", WHYS))
             }
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.intake.committing import GroupCommit
 from services.intake.sealing import (
@@ -35,7 +35,7 @@ class Reading(Protocol):
 
 class KeyKeeper:
     """
-    Keys of residents, the most recently used ones in memory.
+    Keys of residents. The names of the most recently used ones are in memory, never the keys: one that was destroyed is gone.
 
     In KEYS a contact's lookup leads to a `kid` and the `kid` to the wrapped key, each a message of its own that can be deleted by
     sequence; both are stored together, fenced on the lookup, so that racing instances end with one key. A request without a
@@ -59,7 +59,7 @@ class KeyKeeper:
         self._commits = commits
         self._random = random
         self._remembered_max = remembered_max
-        self._remembered: OrderedDict[str, ResidentKey] = OrderedDict()
+        self._remembered: OrderedDict[str, str] = OrderedDict()
         self._asked: dict[str, asyncio.Task[ResidentKey]] = {}
 
     async def key(self, district: str, contact: str | None, request_id: str) -> ResidentKey:
@@ -74,9 +74,8 @@ class KeyKeeper:
         whose = self._keys.whose(district, contact, request_id)
         if not whose.lasting:
             return await self._of_request(district, whose)
-        key = self._remembered.get(whose.lookup)
-        if key is not None:
-            self._remembered.move_to_end(whose.lookup)
+        if (kid := self._remembered.pop(whose.lookup, None)) and (key := await self._stored(district, kid)):
+            self._remembered[whose.lookup] = kid
             return key
         task = self._asked.get(whose.lookup)
         if task is None:
@@ -84,10 +83,21 @@ class KeyKeeper:
             self._asked[whose.lookup] = task
             task.add_done_callback(lambda _: self._asked.pop(whose.lookup, None))
         key = await asyncio.shield(task)
-        self._remembered[whose.lookup] = key
+        self._remembered[whose.lookup] = key.kid
         if len(self._remembered) > self._remembered_max:
             self._remembered.popitem(last=False)
         return key
+
+    async def open(self, district: str, kid: str, request_id: str) -> dict[str, Any] | None:
+        """
+        What was sealed for a request; None where the key or the ciphertext no longer exists.
+
+        Raises:
+            UnreadableError: it was not made here, or was changed since.
+        """
+        key = await self._stored(district, kid)
+        sealed = await self._bus.last(key.sealed_subject(request_id), stream="SEALED") if key else None
+        return key.open(request_id, sealed.data) if key and sealed else None
 
     async def _of_contact(self, district: str, whose: Whose) -> ResidentKey:
         # Make it, and look only where that meets a conflict: one round trip for who comes for the first time.

@@ -21,3 +21,4 @@ MALFORMED = Counter(
     "paidan_intake_malformed_total", "Messages on the bus that intake follows and could not read", ["code"]
 )
 SWEPT = Counter("paidan_intake_swept_total", "Messages deleted from SEALED because no fact came after them", ["kind"])
+DISCLOSED = Counter("paidan_intake_disclosed_total", "Answers that opened what a resident had sealed", ["why"])

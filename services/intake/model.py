@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, Any, Self
+from datetime import date, datetime
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -128,12 +128,14 @@ REOPENING: dict[str, Name] = {
 """Why a request may be reopened, by code."""
 
 
-def _among(reasons: dict[str, Name]) -> Callable[[str], str]:
+def among(reasons: dict[str, Name], field: str = "reason") -> Callable[[str], str]:
+    """A validator that lets only these codes pass, and names them. It raises RefusedError `not_listed`."""
+
     def known(reason: str) -> str:
         if reason not in reasons:
             raise RefusedError(
                 "not_listed",
-                field="reason",
+                field=field,
                 accepted="、".join(f"{code}({name.zh})" for code, name in reasons.items()),
                 accepted_en=", ".join(f"{code} ({name.en})" for code, name in reasons.items()),
             )
@@ -142,7 +144,7 @@ def _among(reasons: dict[str, Name]) -> Callable[[str], str]:
     return known
 
 
-def _listed(reasons: dict[str, Name]) -> Any:
+def listed(reasons: dict[str, Name]) -> Any:
     """How the OpenAPI document lists them."""
     labels = " · ".join(f"`{code}` {name.zh} / {name.en}" for code, name in reasons.items())
     return Field(description=labels, json_schema_extra={"enum": list(reasons)})
@@ -151,13 +153,13 @@ def _listed(reasons: dict[str, Name]) -> Any:
 class Withdrawing(Asked):
     """Why a request is withdrawn. Raises RefusedError `not_listed`, with those there are."""
 
-    reason: Annotated[str, AfterValidator(_among(WITHDRAWING)), _listed(WITHDRAWING)] = "other"
+    reason: Annotated[str, AfterValidator(among(WITHDRAWING)), listed(WITHDRAWING)] = "other"
 
 
 class Reopening(Asked):
     """Why a request is reopened. Raises RefusedError `not_listed`, with those there are."""
 
-    reason: Annotated[str, AfterValidator(_among(REOPENING)), _listed(REOPENING)] = "other"
+    reason: Annotated[str, AfterValidator(among(REOPENING)), listed(REOPENING)] = "other"
 
 
 class Rating(Asked):
@@ -175,6 +177,14 @@ class Step(BaseModel):
     type: str
     time: datetime
     sequence: int
+    id: str = ""
+    district: str = ""
+    area: str = ""
+    actor: str | None = None
+    to: str | None = None
+    office: str | None = None
+    why: str | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -197,7 +207,19 @@ class Case(BaseModel):
     round: int = 1
     language: Language = "zh-CN"
     due: Due | None = None
+    holder: str | None = None
+    closed: datetime | None = None
+    home: str = ""
+    """The office it was submitted to, under whose key it is sealed."""
+    granted: bool = False
+    """Whether the office responsible now may read what is sealed, where it is another."""
+    sealed: Literal["kept", "frozen", "erased"] | None = None
+    frozen_until: date | None = None
     timeline: tuple[Step, ...] = ()
+
+    def steps(self, name: str) -> list[Step]:
+        """Its facts of one kind, oldest first."""
+        return [step for step in self.timeline if step.name == name]
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from services.intake.api import create_app
 from services.intake.cases import Cases
 from services.intake.committing import GroupCommit
+from services.intake.disclosing import REACH, Disclosures
 from services.intake.door import SEALED, Door
 from services.intake.following import Following
 from services.intake.keeping import STREAM as KEYS
@@ -31,6 +32,11 @@ class Intake:
     app: FastAPI
     following: Following
     sweeper: Sweeper
+    disclosures: Disclosures
+
+    async def listen(self, bus: Bus) -> None:
+        """Take what is asked over the bus; the instances share it."""
+        await bus.serve(REACH, self.disclosures.answer, alone=True)
 
 
 def bring_up(bus: Bus, settings: Settings) -> Intake:
@@ -47,10 +53,11 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     )
     doorkeeper = Doorkeeper.of(settings)
     following = Following(bus, _now)
+    keeper = KeyKeeper(bus, keys, GroupCommit(bus, KEYS), random=secrets.token_bytes)
     door = Door(
         bus,
         naming=naming,
-        keeper=KeyKeeper(bus, keys, GroupCommit(bus, KEYS), random=secrets.token_bytes),
+        keeper=keeper,
         ciphertexts=GroupCommit(bus, SEALED),
         facts=GroupCommit(bus, STREAM),
         following=following,
@@ -59,6 +66,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         commit_within_s=settings.commit_within_s,
     )
     cases = Cases(bus, naming, _now, position=lambda: door.position, within_s=settings.commit_within_s)
+    disclosures = Disclosures(cases, keeper, naming, bus.at)
 
     async def ready() -> dict[str, str]:
         missing = {}
@@ -71,13 +79,14 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     app = create_app(
         door=door,
         cases=cases,
+        disclosures=disclosures,
         following=following,
         naming=naming,
         doorkeeper=doorkeeper,
         misses=Limits(settings.misses_per_s, settings.misses_burst),
         ready=ready,
     )
-    return Intake(app, following, Sweeper(bus, _now))
+    return Intake(app, following, Sweeper(bus, _now), disclosures)
 
 
 def _now() -> datetime:

@@ -11,6 +11,8 @@ import orjson
 from shared.envelope import Envelope, canonical
 from shared.facts import (
     Due,
+    RequestErased,
+    RequestFrozen,
     RequestRated,
     RequestReopened,
     RequestSubmitted,
@@ -19,6 +21,7 @@ from shared.facts import (
     TaskArrived,
     TaskClosed,
     TaskDone,
+    TaskHandedOver,
     TaskOffered,
     TaskOpened,
     TaskUnplaced,
@@ -36,14 +39,17 @@ _TASK_STATES: dict[type, State] = {
     TaskUnplaced: "unplaced",
 }
 MOVING = frozenset(
-    {RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, TaskOpened, TaskClosed, *_TASK_STATES}
+    {
+        *(RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestFrozen, RequestErased),
+        *(TaskOpened, TaskClosed, TaskHandedOver, *_TASK_STATES),
+    }
 )
 """The facts that change a case; others appear in its timeline only."""
 
 DETAILS = (
     *("task_id", "member_id", "members", "wave", "until", "reason", "outcome", "grade", "solved", "round", "same_as"),
     *("notice_id", "recipient", "template", "channel", "attempt", "retry_at", "match_id", "item", "urgency", "due"),
-    *("item_rule", "urgency_rule", "area_rule", "located_in"),
+    *("item_rule", "urgency_rule", "area_rule", "located_in", "to", "office", "why", "parts"),
 )
 """What a timeline shows of a fact's data, where the fact has it."""
 
@@ -54,7 +60,11 @@ class Case(TypedDict, total=False):
 
     `first` and `pos` are the indices of the first leaf about it and of the last that changed it; `district` is the office
     responsible now, `districts` are all that may see it, in the order they came in; `round` is 1, and one more after each
-    reopening; `offers` says how often somebody was asked, over all rounds; `rated` is the last judgement.
+    reopening; `offers` says how often somebody was asked, over all rounds; `rated` is the last judgement; `closed` is when it
+    was last closed or withdrawn, if it is.
+
+    `home` is the office it was submitted to, under whose key it is sealed; `sealed` says whether what its resident sealed is there
+    (`kept`, `frozen` until a day, `erased`, or absent where nothing was); `granted` whether the responsible office may read it.
     """
 
     _id: str
@@ -75,6 +85,11 @@ class Case(TypedDict, total=False):
     holder: str | None
     offers: int
     rated: dict[str, Any]
+    closed: str | None
+    home: str
+    granted: bool
+    sealed: Literal["kept", "frozen", "erased"] | None
+    frozen_until: str
     same_as: str | None
     tracking_hash: str
 
@@ -101,11 +116,18 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "urgency": fact.urgency,
                 "due": dues(fact.due),
                 "submitted": moment(event.time),
+                "home": event.district,
+                "granted": True,
+                "sealed": "kept" if fact.sealed else None,
                 "same_as": fact.same_as,
                 "tracking_hash": fact.tracking_hash,
             }
         case RequestWithdrawn():
-            moved = {"state": "withdrawn"}
+            moved = {"state": "withdrawn", "closed": moment(event.time)}
+        case RequestFrozen():
+            moved = {"sealed": "frozen", "frozen_until": fact.until.isoformat()}
+        case RequestErased():
+            moved = {"sealed": "erased"}
         case RequestRated():
             moved = {"rated": {"grade": fact.grade, "solved": fact.solved}}
         case RequestReopened():
@@ -117,6 +139,7 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "due": dues(fact.due),
                 "task": None,
                 "holder": None,
+                "closed": None,
             }
         case TaskOpened():
             moved = {
@@ -132,7 +155,16 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "holder": None,
             }
         case TaskClosed() if fact.task_id == case.get("task") and fact.reason != "reopened":
-            moved = {"state": "withdrawn" if fact.reason == "withdrawn" else "closed"}
+            moved = {
+                "state": "withdrawn" if fact.reason == "withdrawn" else "closed",
+                "closed": case.get("closed") or moment(event.time),
+            }
+        case TaskHandedOver() if fact.task_id == case.get("task"):
+            moved = {
+                "district": fact.to,
+                "granted": fact.to == case.get("home") or (case.get("granted", False) and fact.grant),
+                "holder": None,
+            }
         case TaskOffered() | TaskAccepted() | TaskArrived() | TaskDone() | TaskUnplaced():
             if fact.task_id == case.get("task"):
                 moved = {"state": case["state"] if case["state"] == "withdrawn" else _TASK_STATES[type(fact)]}

@@ -6,20 +6,25 @@ import asyncio
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 
-from deploy.identities import Identities
+from deploy.identities import Identities, issue_token
 from deploy.servers import NatsServer
 from services.intake.running import bring_up
 from services.intake.settings import Settings
 from shared import streams
 from shared.bus import Bus, Message
+from shared.envelope import Envelope
 from shared.errors import BusError
 from shared.facts import Fact
-from tests.intake.examples import FACTS, applied, envelope
+from shared.ids import derived_id
+from tests.intake.examples import FACTS, LEAK, NOW, WUCHANG, applied, envelope
+from tests.intake.ledger import Ledger
 
 
 class World:
@@ -31,6 +36,7 @@ class World:
         self.stack = stack
         self.admin = admin
         self._documents = 0
+        self._told = 0
 
     def settings(self, **more: Any) -> Settings:
         """An instance's settings."""
@@ -62,6 +68,7 @@ class World:
         bus = await Bus.connect(self.server.url, name="intake", seed=self.identities.seed("intake"))
         self.stack.push_async_callback(bus.drain)
         intake = bring_up(bus, self.settings(**more))
+        await intake.listen(bus)
         following = asyncio.create_task(intake.following.run())
 
         async def end() -> None:
@@ -74,6 +81,22 @@ class World:
         return await self.stack.enter_async_context(
             httpx2.AsyncClient(transport=transport, base_url="http://intake", timeout=30)
         )
+
+    async def tell(
+        self, fact: Fact, request_id: str, district: str = WUCHANG, area: str = "oujing", at: datetime = NOW
+    ) -> int:
+        """A fact about a request, as another service says it; its sequence."""
+        self._told += 1
+        one = Envelope(derived_id("told", self._told), district, area, at, fact, district, case=request_id)
+        return await self.admin.commit([Message(one.subject, one.encode())])
+
+    def token(self, sub: str, district: str, *roles: str) -> str:
+        """Somebody's bearer token."""
+        return issue_token(self.identities, sub, district, roles)
+
+    async def facts(self, name: str) -> list[dict[str, Any]]:
+        """The events of one kind, oldest first."""
+        return [orjson.loads(data) for subject, data in await self.messages("EVENTS") if f".{name}" in subject]
 
     async def messages(self, stream: str) -> list[tuple[str, bytes]]:
         """Subject and bytes of everything a stream holds, oldest first."""
@@ -134,3 +157,21 @@ async def world(empty_world: World) -> World:
 async def intake(world: World) -> httpx2.AsyncClient:
     """One ready instance."""
     return await world.instance()
+
+
+@pytest.fixture
+async def ledger(world: World) -> AsyncIterator[Ledger]:
+    """Somebody who answers for the ledger."""
+    bus = await Bus.connect(world.server.url, name="ledger", seed=world.identities.seed("ledger"))
+    ledger = Ledger(world)
+    await bus.serve("qry.*.ledger.case", ledger.answer)
+    await bus.state()  # what is asked from now on is heard
+    yield ledger
+    await bus.drain()
+
+
+@pytest.fixture
+async def submitted(intake: httpx2.AsyncClient) -> dict[str, Any]:
+    """A request that was taken in."""
+    answer: dict[str, Any] = (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()
+    return answer

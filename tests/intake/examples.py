@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
+from shared.clocks import ALWAYS, dues
 from shared.envelope import Envelope
 from shared.facts import (
     HUB,
@@ -20,6 +21,7 @@ from shared.facts import (
     Name,
     PolicySet,
     RegisterApplied,
+    TaskOpened,
     UrgencySet,
 )
 from shared.ids import derived_id
@@ -136,6 +138,26 @@ def envelope(fact: Fact, nonce: object = "") -> Envelope:
         time=NOW,
         fact=fact,
         districts="",
+    )
+
+
+def task_of(request_id: str, round_: int = 1, district: str = WUCHANG) -> str:
+    """The task that a desk opens for it."""
+    return derived_id("task", request_id, round_, district)
+
+
+def opened(request_id: str, round_: int = 1, district: str = WUCHANG) -> TaskOpened:
+    """As a desk says it."""
+    due = dues(NOW, LIMITS, ALWAYS)
+    return TaskOpened(
+        task_id=task_of(request_id, round_, district),
+        request_id=request_id,
+        round=round_,
+        area="oujing",
+        item="repair.leak",
+        urgency=1,
+        effort=2,
+        due=due,
     )
 
 

@@ -1,96 +1,24 @@
-"""Following, withdrawing, rating and reopening by tracking code, with a stand-in for the ledger that folds the real stream."""
+"""Following, withdrawing, rating and reopening by tracking code."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
-import orjson
 import pytest
 
-from shared.bus import Bus, Message, Request
-from shared.envelope import Envelope, decode
-from shared.facts import RequestReopened, RequestSubmitted, RequestWithdrawn, TaskDone
-from shared.ids import derived_id
+from shared.facts import TaskDone
 from tests.intake.conftest import World, keyed
-from tests.intake.examples import LEAK, NOW, WUCHANG
-
-
-class Ledger:
-    """Answers `qry.*.ledger.case` from the stream as the real one does, as of its last fact."""
-
-    def __init__(self, world: World, bus: Bus) -> None:
-        self.world = world
-        self.bus = bus
-        self.lag = 0
-        """So many of the last messages it has not seen yet, unless a position asks for them."""
-
-        self.asked: list[int] = []
-        """The positions it was to have come to."""
-
-    async def answer(self, request: Request) -> None:
-        asked = orjson.loads(request.data)
-        self.asked.append(asked["position"] or 0)
-        messages = await self.world.messages("EVENTS")
-        as_of = max(len(messages) - self.lag, asked["position"] or 0)
-        case: dict[str, Any] | None = None
-        for sequence, (subject, data) in enumerate(messages[:as_of], 1):
-            envelope = decode(subject, data)
-            fact = envelope.fact
-            if isinstance(fact, RequestSubmitted) and fact.tracking_hash == asked["tracking_hash"]:
-                case = {
-                    "id": fact.request_id,
-                    "district": envelope.district,
-                    "districts": envelope.districts.split(","),
-                    "area": fact.area,
-                    "item": fact.item,
-                    "urgency": fact.urgency,
-                    "state": "submitted",
-                    "round": 1,
-                    "timeline": [],
-                    "tracking_hash": fact.tracking_hash,
-                    "pos": sequence,
-                }
-            if case is None or envelope.case != case["id"]:
-                continue
-            case["timeline"].append({"type": fact.name, "time": envelope.time, "sequence": sequence})
-            if isinstance(fact, RequestWithdrawn):
-                case["state"] = "withdrawn"
-            elif isinstance(fact, TaskDone):
-                case["state"] = "done"
-            elif isinstance(fact, RequestReopened):
-                case.update(state="submitted", round=fact.round)
-        answer: dict[str, Any] = {"case": case, "as_of": as_of, "stale": False}
-        if case is None:
-            answer = {"problem": {"code": "not_found", "status": 404}}
-        await request.answer(orjson.dumps(answer))
-
-
-@pytest.fixture
-async def ledger(world: World) -> AsyncIterator[Ledger]:
-    bus = await Bus.connect(world.server.url, name="ledger", seed=world.identities.seed("ledger"))
-    ledger = Ledger(world, bus)
-    await bus.serve("qry.*.ledger.case", ledger.answer)
-    await bus.state()  # what is asked from now on is heard
-    yield ledger
-    await bus.drain()
-
-
-@pytest.fixture
-async def submitted(intake: httpx2.AsyncClient) -> dict[str, Any]:
-    """A request that was taken in."""
-    answer: dict[str, Any] = (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()
-    return answer
+from tests.intake.examples import WUCHANG, opened, task_of
+from tests.intake.ledger import Ledger
 
 
 async def done(world: World, request_id: str) -> None:
     """As dispatch says it."""
-    task_id = derived_id("task", request_id)
-    fact = TaskDone(task_id=task_id, member_id="m-1", outcome="solved")
-    one = Envelope(derived_id("done", request_id), WUCHANG, "oujing", NOW, fact, WUCHANG, case=request_id)
-    await world.admin.commit([Message(one.subject, one.encode())])
+    for fact in (opened(request_id), TaskDone(task_id=task_of(request_id), member_id="m-1", outcome="solved")):
+        await world.tell(fact, request_id)
 
 
 Post = Callable[..., Awaitable[httpx2.Response]]
@@ -122,7 +50,7 @@ async def test_it_is_told_in_peoples_words_and_without_members(
     told = response.json()
     assert (told["id"], told["tracking_code"]) == (submitted["id"], submitted["tracking_code"])
     assert told["state_name"] == {"zh": "已办结", "en": "done"}
-    assert [step["code"] for step in told["steps"]] == ["request.submitted", "task.done"]
+    assert [step["code"] for step in told["steps"]] == ["request.submitted", "task.opened", "task.done"]
     assert "m-1" not in response.text
 
 

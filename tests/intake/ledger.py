@@ -1,0 +1,56 @@
+"""A stand-in for the ledger that folds the real stream with the real fold, and can be told to lag."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from services.ledger.cases import DETAILS, Case, evolve, shown
+from shared.bus import Request
+from shared.envelope import decode
+
+if TYPE_CHECKING:
+    from tests.intake.conftest import World
+
+
+class Ledger:
+    """Answers `qry.*.ledger.case` as the real one does, as of its last fact."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.lag = 0
+        """So many of the last messages it has not seen yet, unless a position asks for them."""
+        self.stuck: int | None = None
+        """It comes no further than this sequence, whatever it is asked for."""
+        self.asked: list[int] = []
+        """The positions it was to have come to."""
+
+    async def answer(self, request: Request) -> None:
+        """One case, by id or by the hash of its tracking code."""
+        asked = orjson.loads(request.data)
+        wanted = asked["position"] or 0
+        self.asked.append(wanted)
+        messages = await self.world.messages("EVENTS")
+        as_of = max(len(messages) - self.lag, wanted)
+        if self.stuck is not None:
+            as_of = min(as_of, self.stuck)
+        cases: dict[str, Case] = {}
+        timelines: dict[str, list[dict[str, Any]]] = {}
+        for sequence, (subject, data) in enumerate(messages[:as_of], 1):
+            envelope = decode(subject, data)
+            if envelope.case is None:
+                continue
+            if (case := evolve(cases.get(envelope.case), sequence, envelope)) is not None:
+                cases[envelope.case] = case
+            event = orjson.loads(data)
+            step = {"type": event["type"], "time": event["time"], "sequence": sequence, "id": event["id"]}
+            step |= {"district": envelope.district, "area": envelope.area, "actor": envelope.actor}
+            step |= {name: event["data"][name] for name in DETAILS if name in event["data"]}
+            timelines.setdefault(envelope.case, []).append(step)
+        answer: dict[str, Any] = {"problem": {"code": "not_found", "status": 404}}
+        for case in cases.values():
+            if case["_id"] == asked.get("id") or case.get("tracking_hash") == asked.get("tracking_hash"):
+                told = {**shown(case), "timeline": timelines[case["_id"]]}
+                answer = {"case": told, "as_of": as_of, "stale": as_of < wanted}
+        await request.answer(orjson.dumps(answer))

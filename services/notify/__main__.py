@@ -31,7 +31,7 @@ async def run(settings: Settings) -> None:
         OSError, ValueError, UnavailableError: it cannot start, or the bus is gone for good.
     """
     until = web.stop_on_signals()
-    wording = Wording.open(settings.public_url, settings.templates_dir)
+    wording = Wording.open(settings.public_url, settings.templates_dir, resident_url=settings.resident_url)
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
     doorkeeper = Doorkeeper.of(settings)
     bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed(), ca_file=settings.nats_ca_file)

@@ -85,7 +85,7 @@ class Channels:
     Every channel of this process.
 
     Args:
-        urls: Apprise URLs by channel; `{id}` becomes the recipient's id.
+        urls: Apprise URLs by channel; `{id}` becomes the recipient's id, `{to}` their number or address.
         senders: how many messages leave at the same time.
     Raises:
         ValueError: a channel's name or URL is not usable; the URL is not shown.
@@ -126,14 +126,16 @@ class Channels:
     def _bucket(self, name: str) -> Bucket:
         return Bucket(self._caps.get(name, OTHER))
 
-    async def send(self, channel: Channel, recipient: str, text: Text) -> str | None:
+    async def send(self, channel: Channel, recipient: str, text: Text, to: str = "") -> str | None:
         """
         Hand one message over, within 10 s once a thread is free.
 
-        Returns: None where the channel took it, else why not: `refused`, `timeout`, `bad_url`.
+        Returns: None where the channel took it, else why not: `refused`, `timeout`, `bad_url`, `no_address`.
         """
+        if "{to}" in channel.url and not to:
+            return "no_address"
         await self._free.acquire()
-        url = channel.url.replace("{id}", quote(recipient, safe=""))
+        url = channel.url.replace("{id}", quote(recipient, safe="")).replace("{to}", quote(to, safe=""))
         sending = asyncio.get_running_loop().run_in_executor(self._pool, _send, url, text)
         sending.add_done_callback(lambda _: self._free.release())  # a thread that hangs keeps its place
         try:

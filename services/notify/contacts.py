@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.notify.model import RESIDENT
 from shared.bus import Stored
 from shared.facts import Language
 from shared.telemetry import logger
@@ -33,6 +34,7 @@ class Contact(BaseModel):
         quiet: minutes of the local day between which they are not disturbed, over midnight where the second is smaller;
             None: as the district's policy says.
         channels: of the service's configuration, or whole Apprise URLs; the first is used, the next after a failure.
+        phone: for a channel whose URL asks for an address (`{to}`).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,6 +42,7 @@ class Contact(BaseModel):
     language: Language = "zh-CN"
     quiet: tuple[Minute, Minute] | None = None
     channels: tuple[str, ...] = (CONSOLE,)
+    phone: str = Field("", repr=False)
 
     def channel(self, attempt: int) -> str:
         """Where the attempt (from 1) goes."""
@@ -48,6 +51,8 @@ class Contact(BaseModel):
 
 NOBODY = Contact(quiet=(0, 0))
 """Who has no contact: the log hears of them, at any hour."""
+SEALED = Contact()
+"""A resident: the district's quiet hours count, and how they are reached is asked for when the message goes out."""
 
 
 class Bus(Protocol):
@@ -67,13 +72,14 @@ class Contacts:
 
     async def look_up(self, district: str, members: Iterable[str]) -> None:
         """
-        See that `known` can tell of these, as their office has entered them.
+        See that `known` can tell of these, as their office has entered them; there is nothing to look up of a resident.
 
         Raises:
             BusError: not all could be looked up.
         """
         now = self._clock()
-        missing = [m for m in set(members) if (known := self._known.get((district, m))) is None or known[0] <= now]
+        wanted = {member for member in members if not member.startswith(RESIDENT)}
+        missing = [m for m in wanted if (known := self._known.get((district, m))) is None or known[0] <= now]
         for start in range(0, len(missing), LOOKUPS_MAX):
             some = missing[start : start + LOOKUPS_MAX]
             asked = (self._bus.last(f"$KV.CONTACTS.{district}.{m}", stream=BUCKET) for m in some)
@@ -84,7 +90,7 @@ class Contacts:
             self._known = {m: known for m, known in self._known.items() if known[0] > now}
 
     def known(self, district: str, member: str) -> Contact:
-        """The contact of a member who has been looked up; `NOBODY` for one who has none."""
+        """The contact of a member who has been looked up; `NOBODY` for one who has none, and for a resident."""
         known = self._known.get((district, member))
         return known[1] if known else NOBODY
 

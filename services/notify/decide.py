@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from services.notify.model import OFFERED, OVER, TAKEN, UNPLACED, WITHDRAWN, Notice, Post, evolve
+from services.notify.model import (
+    ACCEPTED,
+    ANSWERS,
+    ARRIVED,
+    CANCELLED,
+    CONFERRAL_OPENED,
+    ENDED,
+    FINISHED,
+    GIVEN_AWAY,
+    HANDOVER_REFUSED,
+    HELP_LAPSED,
+    MOVED,
+    OFFERED,
+    OVER,
+    RECEIVED,
+    TAKEN,
+    UNDERWAY,
+    UNPLACED,
+    URGENT,
+    WITHDRAWN,
+    Notice,
+    Post,
+    Reply,
+    evolve,
+    resident,
+)
 from shared.envelope import Envelope
+from shared.errors import RefusedError
 from shared.facts import (
+    ConferralOpened,
     Fact,
+    HandoverRefused,
+    HelpLapsed,
+    NoticeAnswered,
     NoticeFailed,
     NoticeHeld,
     NoticeQueued,
     NoticeSent,
     TaskAccepted,
+    TaskArrived,
     TaskClosed,
+    TaskDeclined,
+    TaskDone,
     TaskExpired,
+    TaskHandedOver,
     TaskOffered,
+    TaskOpened,
     TaskUnplaced,
 )
 from shared.ids import derived_id
@@ -25,8 +61,6 @@ from shared.turns import Command, Decision, Input, Work
 
 ATTEMPTS_MAX = 10
 """Eight and a half minutes from the first to the last: a receiver may be restarted meanwhile."""
-URGENT = 2
-"""From this urgency on a message breaks through quiet hours."""
 OVERTAKEN = "overtaken"
 LATE = "late"
 NO_CHANNEL = "none"
@@ -35,9 +69,24 @@ ANY_ITEM = "unknown"
 """The item of a task of which notify was never told what it is about; the texts say "a request"."""
 
 
+Verb = Literal["accept", "decline", "arrive", "done"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
+VIA = re.compile(r"[a-z][a-z0-9_]{0,23}")
+"""By what an answer comes: `link`, or the webhook's name."""
+REPLY = re.compile(rf"reply\.(?P<notice>[0-9a-f-]{{36}})\.(?P<verb>{'|'.join(VERBS)})\.(?P<via>{VIA.pattern})")
+
+
 def supervisor(district: str) -> str:
     """The recipient of what nobody took: an office reaches whoever is on duty under this id."""
     return f"m-supervisor-{district}"
+
+
+def reply_id(notice: str, verb: Verb, via: str) -> str:
+    """
+    The id of the command that an answer to a notice becomes. The same answer has the same id, so the desk does it once; its
+    facts name it as their cause, and by that notify knows that the code is used up (`answered`).
+    """
+    return f"reply.{notice}.{verb}.{via}"
 
 
 class Outcome(NamedTuple):
@@ -95,7 +144,7 @@ def backoff(failures: int) -> timedelta:
     return timedelta(seconds=min(300, 2 ** min(failures - 1, 9)))
 
 
-# --- what members are told --------------------------------------------------------------------------------------------
+# --- who is told what -------------------------------------------------------------------------------------------------
 
 
 def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
@@ -108,8 +157,19 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
                     if member not in task.declined:
                         urgent = fact.urgency >= URGENT
                         yield _queue(cause, now, member, OFFERED, fact.task_id, fact.item, urgent, fact.until)
+        case TaskOpened(task_id=id):
+            yield from _tell_resident(post, cause, now, id, MOVED if post.task(id).moved else RECEIVED)
         case TaskAccepted(task_id=id, member_id=taker):
             yield from _tell(post, cause, now, id, (m for m in post.task(id).told if m != taker), TAKEN)
+            yield from _tell_resident(post, cause, now, id, UNDERWAY)
+            yield from _answered(post, cause, now, taker, ACCEPTED)
+        case TaskDeclined(member_id=member):
+            yield from _answered(post, cause, now, member)
+        case TaskArrived(member_id=member):
+            yield from _answered(post, cause, now, member, ARRIVED)
+        case TaskDone(task_id=id, member_id=member):
+            yield from _tell_resident(post, cause, now, id, FINISHED)
+            yield from _answered(post, cause, now, member)
         case TaskExpired(task_id=id, members=members):
             task = post.task(id)
             yield from _called_back(post, (one for one in task.waiting if one[0] in members), now)
@@ -121,13 +181,65 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
                 about = fact.item or task.item or ANY_ITEM
                 yield _queue(cause, now, supervisor(post.district), UNPLACED, id, about, urgent, None)
         case TaskClosed(task_id=id, reason=reason):
-            task = post.task(id)
             if reason == "withdrawn":
-                holder = task.holder
-                know = task.told if holder is None or holder in task.told else (*task.told, holder)
-                yield from _tell(post, cause, now, id, know, WITHDRAWN)
+                yield from _tell(post, cause, now, id, post.task(id).concerned, WITHDRAWN)
+                yield from _tell_resident(post, cause, now, id, CANCELLED)
+            elif reason == "quiet":
+                yield from _tell_resident(post, cause, now, id, ENDED)
+        case TaskHandedOver(task_id=id) if cause.district == post.district:
+            yield from _tell(post, cause, now, id, post.task(id).concerned, GIVEN_AWAY)
+        case HandoverRefused(task_id=id, giver=giver) if giver == post.district:
+            yield _tell_supervisor(post, cause, now, id, HANDOVER_REFUSED)
+        case ConferralOpened(task_id=id, item=item):
+            yield _tell_supervisor(post, cause, now, id, CONFERRAL_OPENED, item)
+        case HelpLapsed(task_id=id, reason="unanswered"):
+            yield _tell_supervisor(post, cause, now, id, HELP_LAPSED)
         case _:
             return
+
+
+def _tell_resident(post: Post, cause: Envelope, now: datetime, task_id: str, template: str) -> Iterator[Envelope]:
+    task = post.task(task_id)
+    if task.resident:
+        yield _queue(
+            cause,
+            now,
+            resident(task.resident),
+            template,
+            task_id,
+            task.item or ANY_ITEM,
+            task.urgent,
+            None,
+            post.district,
+        )
+
+
+def _tell_supervisor(
+    post: Post, cause: Envelope, now: datetime, task_id: str, template: str, item: str | None = None
+) -> Envelope:
+    task = post.task(task_id)
+    about = item or task.item or ANY_ITEM
+    return _queue(cause, now, supervisor(post.district), template, task_id, about, task.urgent, None, post.district)
+
+
+def _answered(post: Post, cause: Envelope, now: datetime, member: str, then: str | None = None) -> Iterator[Envelope]:
+    """
+    That a message was answered, where this fact of the desk came of its code and is the first, and the message with the next code.
+
+    Who has just answered is awake: the next message does not wait for the end of quiet hours.
+    """
+    said = REPLY.fullmatch(cause.cause or "")
+    reply = post.replies.get(said["notice"]) if said else None
+    if said is None or reply is None or reply.used or reply.member != member or cause.actor != f"member:{member}":
+        return
+    reason = cause.fact.reason if isinstance(cause.fact, TaskDeclined) else None
+    fact = NoticeAnswered.model_validate(
+        {"notice_id": said["notice"], "verb": said["verb"], "reason": reason, "via": said["via"]}
+    )
+    id = derived_id(fact.name, fact.notice_id)
+    yield Envelope(id, post.district, cause.area, now, fact, post.district, cause.case, cause.id)
+    if then:
+        yield _queue(cause, now, member, then, reply.task, reply.item, True, None)
 
 
 def _tell(
@@ -172,7 +284,9 @@ def _queue(
     item: str,
     urgent: bool,
     until: datetime | None,
+    own: str | None = None,
 ) -> Envelope:
+    own = own or cause.district  # whom an office tells is its own affair, also where another sees the case
     id = derived_id("notice", cause.id, recipient, template)
     fact = NoticeQueued(
         notice_id=id,
@@ -185,8 +299,29 @@ def _queue(
         urgent=urgent,
         until=until,
     )
-    own = cause.district  # whom an office tells is its own affair, also where another sees the case
     return Envelope(id, own, cause.area, now, fact, own, cause.case, cause.id, traceparent=cause.traceparent)
+
+
+# --- what members answer ----------------------------------------------------------------------------------------------
+
+
+def answerable(post: Post, reply: Reply, verb: Verb, now: datetime) -> bool:
+    """
+    Whether the desk should be asked. False: this was the answer before, and it holds.
+
+    Raises:
+        RefusedError: `code_used`, `code_expired`, `code_verb`.
+    """
+    task = post.task(reply.task)
+    if reply.used:
+        if reply.used == verb:
+            return False
+        raise RefusedError("code_used")
+    if task.closed or (reply.until is not None and reply.until <= now):
+        raise RefusedError("code_expired")
+    if verb not in ANSWERS[reply.template]:
+        raise RefusedError("code_verb")
+    return True
 
 
 # --- what senders report ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """
-What notify knows of a district, from facts alone: who waits for which message, and who was told of which task.
+What notify knows of a district, from facts alone: who waits for which message, who was told of which task, and which messages
+may be answered.
 
 A message that was sent, or will not be tried again, is forgotten at once: an input is decided on once, so nothing has to be
 remembered to keep it from being told twice.
@@ -7,6 +8,7 @@ remembered to keep it from being told twice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -17,13 +19,18 @@ from shared import register as registers
 from shared.envelope import Envelope
 from shared.facts import (
     AreaSet,
+    MemberEnrolled,
+    NoticeAnswered,
     NoticeFailed,
     NoticeHeld,
     NoticeQueued,
     NoticeSent,
+    RequestSubmitted,
     TaskAccepted,
     TaskClosed,
     TaskDeclined,
+    TaskHandedOver,
+    TaskOpened,
 )
 from shared.register import Register
 
@@ -31,9 +38,36 @@ OFFERED = "offered"
 TAKEN = "taken"
 OVER = "over"
 WITHDRAWN = "withdrawn"
+GIVEN_AWAY = "given_away"
+ACCEPTED = "accepted"
+ARRIVED = "arrived"
 UNPLACED = "unplaced"
-TEMPLATES = (OFFERED, TAKEN, OVER, WITHDRAWN, UNPLACED)
+HANDOVER_REFUSED = "handover_refused"
+CONFERRAL_OPENED = "conferral_opened"
+HELP_LAPSED = "help_lapsed"
+TO_MEMBERS = (OFFERED, TAKEN, OVER, WITHDRAWN, GIVEN_AWAY, ACCEPTED, ARRIVED)
+TO_SUPERVISORS = (UNPLACED, HANDOVER_REFUSED, CONFERRAL_OPENED, HELP_LAPSED)
 
+RECEIVED = "received"
+UNDERWAY = "underway"
+FINISHED = "finished"
+MOVED = "moved"
+CANCELLED = "cancelled"
+ENDED = "ended"
+TO_RESIDENTS = (RECEIVED, UNDERWAY, FINISHED, MOVED, CANCELLED, ENDED)
+TEMPLATES = (*TO_MEMBERS, *TO_SUPERVISORS, *TO_RESIDENTS)
+
+ANSWERS: Mapping[str, tuple[str, ...]] = {
+    OFFERED: ("accept", "decline"),
+    ACCEPTED: ("arrive", "done"),
+    ARRIVED: ("done",),
+}
+"""What a member may answer to a message, by its template."""
+UNREACHABLE = "unreachable"
+"""Why a message to a resident was given up: they gave no contact that leads anywhere, or it is erased. They are told nothing more."""
+
+URGENT = 2
+"""From this urgency on a message breaks through quiet hours."""
 CLOSED_MAX = 2000
 """
 How many closed tasks are kept before the older half goes.
@@ -41,6 +75,15 @@ How many closed tasks are kept before the older half goes.
 Inputs are taken in a whole turn at a time, before any is decided on, and a turn takes 500 at most: a task that closes must
 still be there when what came before its end is decided on.
 """
+
+
+RESIDENT = "r-"
+"""How a resident's id as a recipient begins."""
+
+
+def resident(request: str) -> str:
+    """The recipient who made this request."""
+    return RESIDENT + request
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +126,8 @@ class Task:
         waiting: members whose offer has not gone out, each with their notice.
         told: members whose offer has gone out and who have not been told that it ended.
         declined: members who said no; they need not hear the rest.
+        resident: the request, where its resident may have left a contact: they are told how it goes.
+        moved: another office has handed it over to this one.
     """
 
     item: str | None = None
@@ -92,6 +137,32 @@ class Task:
     declined: tuple[str, ...] = ()
     holder: str | None = None
     closed: bool = False
+    resident: str | None = None
+    moved: bool = False
+
+    @property
+    def concerned(self) -> tuple[str, ...]:
+        """Who is to hear that it is over: who was told of it, and who holds it."""
+        return self.told if self.holder is None or self.holder in self.told else (*self.told, self.holder)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """
+    What a member may still answer to a message: what its one-time code stands for.
+
+    Attributes:
+        until: an offer's end.
+        used: what they answered; the code is good for nothing else then.
+    """
+
+    member: str
+    template: str
+    task: str
+    item: str
+    area: str
+    until: datetime | None = None
+    used: str | None = None
 
 
 NO_TASK = Task()
@@ -106,6 +177,9 @@ class Post:
         last: the number of the newest notice.
         numbers: the ids of waiting notices by number.
         closed: tasks that ended, oldest first.
+        asking: requests with a sealed contact whose task has not been opened yet.
+        kinds: what kind of member somebody is: residents hear of them by it.
+        replies: by notice; they go with their task.
         sent: messages by channel; `failed`: given up, by code.
     """
 
@@ -116,6 +190,9 @@ class Post:
     last: int = 0
     tasks: Map[str, Task] = field(default_factory=Map)
     closed: tuple[str, ...] = ()
+    asking: Map[str, None] = field(default_factory=Map)
+    kinds: Map[str, str] = field(default_factory=Map)
+    replies: Map[str, Reply] = field(default_factory=Map)
     sent: Map[str, int] = field(default_factory=Map)
     failed: Map[str, int] = field(default_factory=Map)
 
@@ -130,8 +207,22 @@ def initial(district: str) -> Post:
 
 
 def take_in(post: Post, envelope: Envelope) -> Post:
-    """An input that changes what is known before anything is decided: the register, and what members did with a task."""
+    """An input that changes what is known before anything is decided: the register, who asked, and what members did with a task."""
     match envelope.fact:
+        case RequestSubmitted(request_id=request, sealed=sealed):
+            if sealed is None or "contact" not in sealed.parts:
+                return post
+            return replace(post, asking=post.asking.set(request, None))
+        case TaskOpened(task_id=id, request_id=request) as fact:
+            return _opened(post, id, request, fact)
+        case TaskHandedOver() as fact if fact.to == post.district:
+            task = post.task(fact.new_task_id)
+            moved = replace(task, item=fact.item, urgent=fact.urgency >= URGENT, resident=fact.request_id, moved=True)
+            return _with(post, fact.new_task_id, moved)
+        case TaskHandedOver(task_id=id):
+            return _closed(post, id) if envelope.district == post.district else post
+        case MemberEnrolled(member_id=member, kind=kind):
+            return replace(post, kinds=post.kinds.set(member, kind))
         case TaskAccepted(task_id=id, member_id=member):
             return _with(post, id, replace(post.task(id), holder=member))
         case TaskDeclined(task_id=id, member_id=member):
@@ -156,11 +247,15 @@ def evolve(post: Post, envelope: Envelope) -> Post:
         case NoticeSent(notice_id=id, channel=channel) if id in post.notices:
             return _over(post, post.notices[id], sent=post.sent.set(channel, post.sent.get(channel, 0) + 1))
         case NoticeFailed(notice_id=id, retry_at=None, code=code) if id in post.notices:
+            if code == UNREACHABLE and (task := post.tasks.get(post.notices[id].task)):
+                post = _with(post, post.notices[id].task, replace(task, resident=None))
             return _over(post, post.notices[id], failed=post.failed.set(code, post.failed.get(code, 0) + 1))
         case NoticeFailed(notice_id=id, retry_at=datetime() as at, attempt=attempt) if id in post.notices:
             return _waits(post, replace(post.notices[id], due=at, attempts=attempt))
         case NoticeHeld(notice_id=id, until=until) if id in post.notices:
             return _waits(post, replace(post.notices[id], due=until, held=True))
+        case NoticeAnswered(notice_id=id, verb=verb) if id in post.replies:
+            return replace(post, replies=post.replies.set(id, replace(post.replies[id], used=verb)))
         case _:
             return post
 
@@ -188,12 +283,17 @@ def _queued(post: Post, envelope: Envelope, fact: NoticeQueued) -> Post:
         task = replace(task, item=fact.item, urgent=fact.urgent, waiting=waiting)
     elif fact.recipient in task.told:
         task = replace(task, told=tuple(member for member in task.told if member != fact.recipient))
+    replies = post.replies
+    if fact.template in ANSWERS:
+        reply = Reply(fact.recipient, fact.template, fact.task_id, fact.item, fact.area, fact.until)
+        replies = replies.set(notice.id, reply)
     return replace(
         post,
         notices=post.notices.set(notice.id, notice),
         numbers=post.numbers.set(number, notice.id),
         last=number,
         tasks=post.tasks if task is NO_TASK else post.tasks.set(fact.task_id, task),
+        replies=replies,
     )
 
 
@@ -224,8 +324,16 @@ def _with(post: Post, id: str, task: Task) -> Post:
     return replace(post, tasks=post.tasks.set(id, task))
 
 
+def _opened(post: Post, id: str, request: str, fact: TaskOpened) -> Post:
+    """A later round was asked for by somebody of whom nothing may be known any more: whoever sends will see."""
+    if request not in post.asking and fact.round == 1:
+        return post
+    task = replace(post.task(id), item=fact.item, urgent=fact.urgency >= URGENT, resident=request)
+    return replace(_with(post, id, task), asking=post.asking.delete(request) if request in post.asking else post.asking)
+
+
 def _closed(post: Post, id: str) -> Post:
-    tasks = post.tasks.set(id, replace(post.task(id), closed=True))
+    tasks, replies = post.tasks.set(id, replace(post.task(id), closed=True)), post.replies
     closed = (*post.closed, id)
     if len(closed) > CLOSED_MAX:
         half = CLOSED_MAX // 2
@@ -234,12 +342,13 @@ def _closed(post: Post, id: str) -> Post:
                 changing.pop(old, None)
             tasks = changing.finish()
         closed = closed[half:]
-    return replace(post, tasks=tasks, closed=closed)
+        replies = Map({notice: reply for notice, reply in replies.items() if reply.task in tasks})
+    return replace(post, tasks=tasks, closed=closed, replies=replies)
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
-VERSION = 2
+VERSION = 3
 """Of the state's form: a snapshot of another one is not used."""
 
 
@@ -252,6 +361,9 @@ def dump(post: Post) -> Any:
         "last": post.last,
         "tasks": dict(post.tasks),
         "closed": post.closed,
+        "asking": list(post.asking),
+        "kinds": dict(post.kinds),
+        "replies": dict(post.replies),
         "sent": dict(post.sent),
         "failed": dict(post.failed),
     }
@@ -268,6 +380,9 @@ def load(data: Any) -> Post:
         last=data["last"],
         tasks=Map({id: _load_task(task) for id, task in data["tasks"].items()}),
         closed=tuple(data["closed"]),
+        asking=Map(dict.fromkeys(data["asking"])),
+        kinds=Map(data["kinds"]),
+        replies=Map({notice: _load_reply(reply) for notice, reply in data["replies"].items()}),
         sent=Map(data["sent"]),
         failed=Map(data["failed"]),
     )
@@ -276,6 +391,10 @@ def load(data: Any) -> Post:
 def _load_notice(data: dict[str, Any]) -> Notice:
     times = {name: datetime.fromisoformat(data[name]) for name in ("queued", "due", "until") if data[name] is not None}
     return Notice(**{**data, **times})
+
+
+def _load_reply(data: dict[str, Any]) -> Reply:
+    return Reply(**{**data, "until": datetime.fromisoformat(data["until"]) if data["until"] else None})
 
 
 def _load_task(data: dict[str, Any]) -> Task:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from services.notify.channels import Channels
 from services.notify.contacts import Contacts
 from services.notify.model import Post
+from services.notify.residents import Residents
 from services.notify.rules import RULES
 from services.notify.sending import Sender
 from services.notify.wording import Wording
@@ -53,6 +54,7 @@ class Offices:
         self._channels = channels
         self._wording = wording
         self._clock = clock
+        self._residents = Residents(bus)
         self._stop_sending = asyncio.Event()
         self._stop_turning = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -63,7 +65,9 @@ class Offices:
         if district in self.open_now or self._stop_sending.is_set():
             return
         turns = Turns(RULES, self._bus, district, self._instance, clock=self._clock, snapshot=self._snapshot)
-        sender = Sender(district, turns, self._contacts, self._channels, self._wording, clock=self._clock)
+        sender = Sender(
+            district, turns, self._contacts, self._residents, self._channels, self._wording, clock=self._clock
+        )
         self.open_now[district] = Office(
             turns,
             asyncio.create_task(turns.run(self._stop_turning), name=f"turns {district}"),

@@ -9,14 +9,25 @@ from shared.turns import Rules
 
 def remembered(district: str) -> tuple[str, ...]:
     """Inputs that change what notify knows by themselves."""
-    task = f"evt.{district}.dispatch.*.task"
-    return (register.SUBJECTS, f"{task}.accepted", f"{task}.declined", f"{task}.closed")
+    own = f"evt.{district}.dispatch.*"
+    return (
+        register.SUBJECTS,
+        f"evt.{district}.intake.*.request.submitted.*",
+        f"{own}.member.enrolled",
+        *(f"{own}.task.{what}" for what in ("opened", "accepted", "declined", "closed")),
+        "evt.*.dispatch.*.task.handed_over",
+    )
 
 
 def inputs(district: str) -> tuple[str, ...]:
     """Everything notify decides on."""
-    task = f"evt.{district}.dispatch.*.task"
-    return (*remembered(district), f"{task}.offered", f"{task}.expired", f"{task}.unplaced")
+    own = f"evt.{district}.dispatch.*"
+    return (
+        *remembered(district),
+        *(f"{own}.task.{what}" for what in ("offered", "expired", "unplaced", "arrived", "done")),
+        *(f"{own}.{what}" for what in ("conferral.opened", "help.lapsed")),
+        "evt.*.dispatch.*.handover.refused",
+    )
 
 
 RULES = Rules(

@@ -20,13 +20,15 @@ from typing import Any, Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.notify.channels import Channel, Channels
-from services.notify.contacts import CONSOLE, Contact, Contacts, quiet_until
+from services.notify.channels import Bucket, Cap, Channel, Channels
+from services.notify.contacts import CONSOLE, NOBODY, SEALED, Contact, Contacts, quiet_until
 from services.notify.decide import LATE, NO_CHANNEL, OVERTAKEN, Outcome, Report, overtaken
-from services.notify.model import OVER, Notice, Post
+from services.notify.model import OVER, RESIDENT, UNREACHABLE, Notice, Post
+from services.notify.residents import KINDS, Residents
 from services.notify.wording import Wording
 from shared.auth import EVERYWHERE, Caller
-from shared.errors import BusError, FencedError
+from shared.errors import BusError, FencedError, UnavailableError
+from shared.facts import Language
 from shared.ids import new_id
 from shared.telemetry import logger
 from shared.turns import Command
@@ -37,6 +39,8 @@ REPORTS_MAX = 2
 ROUND_MAX = 1000
 """How many notices are looked at before the loop lets others work."""
 UNDER_WAY_MAX = 64
+ASKED = Cap(200, 1)
+"""How often intake is asked for a resident's contact."""
 WAIT_S = 0.5
 AGAIN_S = 5.0
 DRAIN_S = 15.0
@@ -76,6 +80,7 @@ class Sender:
         district: str,
         turns: Loop,
         contacts: Contacts,
+        residents: Residents,
         channels: Channels,
         wording: Wording,
         *,
@@ -84,6 +89,8 @@ class Sender:
         self._district = district
         self._turns = turns
         self._contacts = contacts
+        self._residents = residents
+        self._intake = Channel("intake", "", Bucket(ASKED))
         self._channels = channels
         self._wording = wording
         self._clock = clock
@@ -184,20 +191,31 @@ class Sender:
         """Into the log, into a channel's hands, or straight to an outcome."""
         if not parcel:
             return
-        contact = self._contacts.known(self._district, parcel[0].recipient)
+        contact = self._contact(parcel[0].recipient)
         parcel = self._may_go(post, parcel, contact, now)
         if not parcel:
             return
         word = contact.channel(parcel[0].attempts + 1)
-        if word == CONSOLE or ("://" not in word and not self._channels.configured):
+        if contact is SEALED:
+            self._make_ready(self._intake, parcel)
+        elif word == CONSOLE or ("://" not in word and not self._channels.configured):
             self._log_message(parcel)
             self._done(parcel, CONSOLE, None)
         elif channel := self._channels.find(word):
-            first = parcel[0]
-            entry = (not first.urgent, first.number, tuple(notice.id for notice in parcel))
-            heapq.heappush(self._ready.setdefault(channel, []), entry)
+            self._make_ready(channel, parcel)
         else:
             self._done(parcel, NO_CHANNEL, "no_channel")
+
+    def _contact(self, recipient: str) -> Contact:
+        """What is known of a recipient before their message goes out. Without a channel to residents the log hears of them."""
+        if recipient.startswith(RESIDENT):
+            return SEALED if any(map(self._channels.find, KINDS)) else NOBODY
+        return self._contacts.known(self._district, recipient)
+
+    def _make_ready(self, channel: Channel, parcel: Sequence[Notice]) -> None:
+        first = parcel[0]
+        entry = (not first.urgent, first.number, tuple(notice.id for notice in parcel))
+        heapq.heappush(self._ready.setdefault(channel, []), entry)
 
     def _may_go(self, post: Post, parcel: Sequence[Notice], contact: Contact, now: datetime) -> list[Notice]:
         """Those that need not wait for the end of quiet hours and are not too late; the others get their outcome."""
@@ -233,7 +251,7 @@ class Sender:
                 contact = None
                 parcel = [notice for notice in waiting if notice is not None]
                 if parcel:  # it may have waited for long
-                    contact = self._contacts.known(self._district, parcel[0].recipient)
+                    contact = self._contact(parcel[0].recipient)
                     parcel = self._may_go(post, parcel, contact, now)
                 if not parcel or contact is None:
                     heapq.heappop(ready)
@@ -245,21 +263,55 @@ class Sender:
                     next_s = min(next_s, wait_s)
                     break
                 heapq.heappop(ready)
-                self._start(self._under_way, self._deliver(post, channel, contact, parcel))
+                if contact is SEALED:
+                    self._start(self._under_way, self._deliver_to_resident(post, channel, parcel))
+                else:
+                    delivery = self._deliver(post, channel, parcel, contact.language, contact.phone)
+                    self._start(self._under_way, delivery)
             if not ready:
                 del self._ready[channel]
         return next_s
 
-    async def _deliver(self, post: Post, channel: Channel, contact: Contact, parcel: Sequence[Notice]) -> None:
+    async def _deliver(
+        self, post: Post, channel: Channel, parcel: Sequence[Notice], language: Language, to: str
+    ) -> None:
         with UNDER_WAY.labels(channel.name).track_inprogress():
             try:
-                text = self._wording.digest(post, parcel, contact.language)
+                text = self._wording.digest(post, parcel, language)
             except Exception as why:  # an office's own template
                 self._log.error("wording_failed", template=parcel[0].template, why=str(why)[:200])
                 self._done(parcel, channel.name, "wording")
             else:
-                self._done(parcel, channel.name, await self._channels.send(channel, parcel[0].recipient, text))
+                self._done(parcel, channel.name, await self._channels.send(channel, parcel[0].recipient, text, to))
         self._wake.set()
+
+    async def _deliver_to_resident(self, post: Post, channel: Channel, parcel: Sequence[Notice]) -> None:
+        """
+        Ask for the contact, use it, and let go of it: where its channel is full, it is asked for again when there is room.
+
+        Args:
+            channel: intake; or the one that was full, and now has room for this.
+        """
+        first = parcel[0]
+        try:
+            reached = await self._residents.reach(self._district, first.recipient.removeprefix(RESIDENT), first.id)
+        except UnavailableError as why:
+            self._log.warning("intake_unavailable", why=str(why))
+            again = self._clock() + timedelta(seconds=AGAIN_S)
+            for notice in parcel:
+                heapq.heappush(self._due, (again, notice.recipient, notice.number, notice.id))
+            return
+        left = {kind: to for kind in KINDS if reached and (to := getattr(reached.contact, kind))}
+        usable = [(found, to) for kind, to in left.items() if (found := self._channels.find(kind))]
+        if reached is None or not usable:
+            self._outcomes.extend(Outcome(one.id, one.attempts + 1, "dropped", code=UNREACHABLE) for one in parcel)
+            self._wake.set()
+            return
+        own, to = usable[first.attempts % len(usable)]
+        if own is not channel and own.bucket.take():
+            self._make_ready(own, parcel)
+        else:
+            await self._deliver(post, own, parcel, reached.language, to)
 
     def _done(self, parcel: Sequence[Notice], channel: str, code: str | None) -> None:
         """One outcome each."""

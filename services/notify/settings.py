@@ -19,7 +19,9 @@ class Settings(ServiceSettings):
     Attributes:
         districts: six-digit codes, separated by commas; `*` follows the register.
         public_url: of dispatch, or of what stands before it: links in messages lead to `/v1/tasks/<id>` there.
-        channels_file: JSON, channel → Apprise URL with `{id}` for the recipient; a secret.
+        resident_url: where residents follow their requests: the link in messages to them.
+        channels_file: JSON, channel → Apprise URL with `{id}` for the recipient and `{to}` for their number or address; a secret.
+            The channels `phone` and `email` reach residents.
         caps: JSON, channel → [messages, seconds], over the built-in ones: `{"mail": [600, 60]}`.
         templates_dir: an office's own texts.
         senders: how many messages go out at the same time.
@@ -27,6 +29,7 @@ class Settings(ServiceSettings):
 
     districts: str = "*"
     public_url: str = "http://127.0.0.1:8080"
+    resident_url: str = ""
     channels_file: Path | None = None
     caps: dict[str, tuple[int, float]] = Field(default_factory=dict)
     templates_dir: Path | None = None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.notify.model import TEMPLATES, Notice, Post
+from services.notify.model import RESIDENT, TEMPLATES, Notice, Post
 from shared.facts import Language, Name
 
 DIGEST = "digest"
@@ -25,8 +25,20 @@ LANGUAGES: tuple[Language, ...] = ("zh-CN", "en")
 VALUE_CHARACTERS_MAX = 60
 """A word of the register may be longer; a message names it, it does not tell it."""
 DIGEST_LINES_MAX = 20
-ANY: Mapping[str, Name] = {"item": Name(zh="居民诉求", en="a request"), "area": Name(zh="本辖区", en="the district")}
+ANY: Mapping[str, Name] = {
+    "item": Name(zh="居民诉求", en="a request"),
+    "area": Name(zh="本辖区", en="the district"),
+    "office": Name(zh="本辖区网格办", en="the district's office"),
+    "role": Name(zh="工作人员", en="a member of staff"),
+}
 """What is said where the register has no word."""
+ROLES: Mapping[str, Name] = {
+    "grid_member": Name(zh="网格员", en="a grid member"),
+    "volunteer": Name(zh="志愿者", en="a volunteer"),
+    "provider": Name(zh="服务单位", en="a service provider"),
+    "responder": Name(zh="应急队员", en="a responder"),
+}
+"""What residents hear of who does it."""
 
 TEXTS: Mapping[str, str] = {
     "offered.zh-CN": """
@@ -69,6 +81,102 @@ The request “{{ item }}” in {{ area }} was withdrawn: there is nothing more 
 {% if urgent %}URGENT: {% endif %}Nobody to ask: {{ item }}
 Nobody is left to ask for “{{ item }}” in {{ area }}: please assign somebody.
 {{ link }}""",
+    "given_away.zh-CN": """
+已转办：{{ item }}
+{{ area }}的任务“{{ item }}”已转由其他单位办理，您无需处理。谢谢！
+{{ link }}""",
+    "given_away.en": """
+Handed over: {{ item }}
+“{{ item }}” in {{ area }} is now another office's: there is nothing more for you to do. Thank you!
+{{ link }}""",
+    "accepted.zh-CN": """
+您已接单：{{ item }}
+{{ area }}的任务“{{ item }}”由您办理。
+{{ link }}""",
+    "accepted.en": """
+Yours: {{ item }}
+You have taken “{{ item }}” in {{ area }}.
+{{ link }}""",
+    "arrived.zh-CN": """
+您已到场：{{ item }}
+{{ area }}的任务“{{ item }}”正由您办理。
+{{ link }}""",
+    "arrived.en": """
+On the spot: {{ item }}
+You are at work on “{{ item }}” in {{ area }}.
+{{ link }}""",
+    "handover_refused.zh-CN": """
+对方未接收：{{ item }}
+{{ area }}的任务“{{ item }}”，对方单位未接收，仍由本单位负责，请尽快处理。
+{{ link }}""",
+    "handover_refused.en": """
+Refused by the other office: {{ item }}
+The other office does not take “{{ item }}” in {{ area }}: it stays ours. Please see to it.
+{{ link }}""",
+    "conferral_opened.zh-CN": """
+需要会商：{{ item }}
+{{ area }}的任务“{{ item }}”两次被退回，已转入会商，期间仍由本单位负责。
+{{ link }}""",
+    "conferral_opened.en": """
+To be conferred on: {{ item }}
+“{{ item }}” in {{ area }} was refused twice and goes to a conferral; meanwhile it stays ours.
+{{ link }}""",
+    "help_lapsed.zh-CN": """
+无人报到：{{ item }}
+{{ area }}的任务“{{ item }}”请求的支援到时无人报到，请另行安排。
+{{ link }}""",
+    "help_lapsed.en": """
+Nobody reported in: {{ item }}
+The help that was asked for “{{ item }}” in {{ area }} did not come in time. Please arrange it otherwise.
+{{ link }}""",
+    "received.zh-CN": """
+已受理：{{ item }}
+您在{{ area }}的诉求“{{ item }}”已由{{ office }}受理。凭查询码可随时查询进展。
+{{ link }}""",
+    "received.en": """
+Received: {{ item }}
+Your request “{{ item }}” in {{ area }} was taken in by {{ office }}. Your tracking code shows how it goes.
+{{ link }}""",
+    "underway.zh-CN": """
+已接单：{{ item }}
+您在{{ area }}的诉求“{{ item }}”已由{{ role }}接单，将尽快处理。凭查询码可随时查询进展。
+{{ link }}""",
+    "underway.en": """
+Under way: {{ item }}
+Your request “{{ item }}” in {{ area }} has been taken by {{ role }}. Your tracking code shows how it goes.
+{{ link }}""",
+    "finished.zh-CN": """
+已办结：{{ item }}
+您在{{ area }}的诉求“{{ item }}”已办结。请凭查询码评价；如未解决，可申请重办。
+{{ link }}""",
+    "finished.en": """
+Done: {{ item }}
+Your request “{{ item }}” in {{ area }} is done. Please rate it with your tracking code, or reopen it if it is not solved.
+{{ link }}""",
+    "moved.zh-CN": """
+已转办：{{ item }}
+您在{{ area }}的诉求“{{ item }}”现由{{ office }}负责办理，查询码不变。
+{{ link }}""",
+    "moved.en": """
+Handed over: {{ item }}
+{{ office }} is now responsible for your request “{{ item }}” in {{ area }}. Your tracking code stays the same.
+{{ link }}""",
+    "cancelled.zh-CN": """
+已撤回：{{ item }}
+您在{{ area }}的诉求“{{ item }}”已按您的要求撤回。如仍需要，请重新提交。
+{{ link }}""",
+    "cancelled.en": """
+Withdrawn: {{ item }}
+Your request “{{ item }}” in {{ area }} was withdrawn as you asked. Submit it again if you need it after all.
+{{ link }}""",
+    "ended.zh-CN": """
+已结案：{{ item }}
+您在{{ area }}的诉求“{{ item }}”已结案。如问题仍在，可凭查询码申请重办。
+{{ link }}""",
+    "ended.en": """
+Closed: {{ item }}
+Your request “{{ item }}” in {{ area }} is closed. If the matter is still there, reopen it with your tracking code.
+{{ link }}""",
     "digest.zh-CN": """
 免打扰期间的 {{ count }} 条消息
 {% for title in titles %}· {{ title }}
@@ -95,15 +203,17 @@ class Wording:
 
     templates: Mapping[str, jinja2.Template]
     public_url: str
+    resident_url: str
 
     @classmethod
-    def open(cls, public_url: str, folder: Path | None = None) -> Wording:
+    def open(cls, public_url: str, folder: Path | None = None, *, resident_url: str = "") -> Wording:
         """
         Compile every template and try each.
 
         Args:
             public_url: of dispatch, or of what stands before it: links lead to `/v1/tasks/<id>` there.
             folder: an office's own templates; what it does not hold is as here.
+            resident_url: where residents follow their requests; messages never hold a tracking code.
         Raises:
             ValueError: a template is wrong; names it.
         """
@@ -117,7 +227,7 @@ class Wording:
                 templates[name].render(_EXAMPLE)
             except Exception as why:  # a template can raise anything
                 raise ValueError(f"template {name}: {why}") from None
-        return cls(templates, public_url.rstrip("/"))
+        return cls(templates, public_url.rstrip("/"), resident_url)
 
     def message(self, post: Post, notice: Notice, language: Language) -> Text:
         """One notice in words."""
@@ -130,7 +240,9 @@ class Wording:
             area=_say(_area(post, notice.area, day), language),
             urgent=notice.urgent,
             until=f"{notice.until.astimezone(zone):%m-%d %H:%M}" if notice.until else "",
-            link=f"{self.public_url}/v1/tasks/{notice.task}",
+            link=self._link(notice, f"/{notice.task}"),
+            office=_say(_office(post), language),
+            role=_say(_role(post, notice.task), language),
         )
 
     def digest(self, post: Post, notices: Iterable[Notice], language: Language) -> Text:
@@ -140,9 +252,10 @@ class Wording:
             return self.message(post, held[0], language)
         titles = [self.message(post, notice, language).title for notice in held[:DIGEST_LINES_MAX]]
         more = len(held) - len(titles)
-        return self._text(
-            DIGEST, language, count=len(held), titles=titles, more=more, link=f"{self.public_url}/v1/tasks"
-        )
+        return self._text(DIGEST, language, count=len(held), titles=titles, more=more, link=self._link(held[0]))
+
+    def _link(self, notice: Notice, task: str = "") -> str:
+        return self.resident_url if notice.recipient.startswith(RESIDENT) else f"{self.public_url}/v1/tasks{task}"
 
     def _text(self, template: str, language: Language, **values: object) -> Text:
         title, _, body = self.templates[f"{template}.{language}"].render(values).strip().partition("\n")
@@ -155,6 +268,8 @@ _EXAMPLE = {
     "urgent": True,
     "until": "11-22 09:00",
     "link": "https://example.org/v1/tasks/1",
+    "office": "武昌区网格办",
+    "role": "网格员",
     "count": 2,
     "titles": ["甲", "乙"],
     "more": 1,
@@ -180,3 +295,13 @@ def _item(post: Post, code: str) -> Name:
 def _area(post: Post, code: str, day: date) -> Name:
     known = post.register.area(code, day)
     return known.title if known else ANY["area"]
+
+
+def _office(post: Post) -> Name:
+    known = post.register.districts.get(post.district)
+    return known.office if known else ANY["office"]
+
+
+def _role(post: Post, task: str) -> Name:
+    """What kind of member does it."""
+    return ROLES.get(post.kinds.get(post.task(task).holder or "", ""), ANY["role"])

@@ -24,13 +24,13 @@ from services.notify.contacts import Contacts
 from services.notify.offices import Offices
 from services.notify.wording import Wording
 from shared import streams
-from shared.bus import Bus, Message
+from shared.bus import Bus, Delivery, Message
 from shared.envelope import Envelope, decode
 from shared.facts import Fact
 from tests.notify.examples import REGISTER, WUCHANG, fact_of_the_desk
 
 DEADLINE_S = 30.0
-FREELY = dict.fromkeys(("wecom", "webhook", "mail"), Cap(10_000, 1))
+FREELY = dict.fromkeys(("wecom", "webhook", "mail", "phone", "email"), Cap(10_000, 1))
 
 Publish = Callable[..., Awaitable[int]]
 
@@ -195,6 +195,15 @@ class Ground:
             taken += await reader.wait(0.3)
         await reader.close()
         return len(taken)
+
+    async def everything(self) -> list[Delivery]:
+        """Every message of the stream, as it lies there."""
+        reader = self.admin.reader((">",), after=0)
+        last, taken = (await self.admin.state()).last, list[Delivery]()
+        while not taken or taken[-1].sequence < last:
+            taken += await reader.wait(1.0)
+        await reader.close()
+        return taken
 
     async def close(self) -> None:
         """Drain what was started."""

@@ -181,6 +181,8 @@ async def test_a_messenger_that_dies_between_sending_and_committing_sends_once_m
         for _ in range(8):  # every fourth member is reached by the webhook
             asked = await system.submit(fresh_key(), service="leak")
             assert asked
+            await task_of(system, asked["id"])  # and an offer that is answered before it went out is not sent at all
+            await until(system, "/v1/notices", lambda said: not said["waiting"], "notify", district=DISTRICT)
             await finish(system, asked["id"])
 
     await crash(system, "notify", where, ".notice.sent", ask)

@@ -60,16 +60,29 @@ class Caller:
 
     def need(self, *roles: str, district: str | None = None) -> Caller:
         """
-        Themselves, if they have one of these roles and the district is theirs.
+        Themselves, if they have one of these roles, or are an admin, and the district is theirs. Everybody is a resident.
 
         Raises:
-            RefusedError: `forbidden` (403).
+            RefusedError: `forbidden` (403), `foreign_district`.
         """
-        if not self.roles & {*roles, "admin"}:
+        if "resident" not in roles and not self.roles & {*roles, "admin"}:
             raise RefusedError("forbidden", need=" / ".join(roles))
         if district is not None and not self.of(district):
             raise RefusedError("foreign_district", district=district, yours=self.district)
         return self
+
+    def one(self, asked: str | None) -> str:
+        """
+        The district that they mean: the one asked for, or their own.
+
+        Raises:
+            RefusedError: `foreign_district`; `district_missing` for somebody of every district who names none.
+        """
+        if (district := asked or self.district) == EVERYWHERE:
+            raise RefusedError("district_missing", field="district")
+        if not self.of(district):
+            raise RefusedError("foreign_district", district=district, yours=self.district)
+        return district
 
     @property
     def actor(self) -> str:

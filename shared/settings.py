@@ -31,6 +31,21 @@ class ServiceSettings(BaseSettings):
     http_port: int = 8080
     tls_file: Path | None = None
     """Certificate and key for HTTPS, in one PEM file; None for HTTP."""
+    http_connections_max: int = Field(2000, ge=1)
+    """At the same time, live streams included; beyond it health alone is answered."""
+    http_connections_of_one: int = Field(1000, ge=1)
+    """Of one address, where no proxy stands before us."""
+    http_rate_per_s: float = Field(1000, ge=0)
+    """Requests of one address; 0: no limit. An office or a proxy of many residents is one address."""
+    http_burst: int = Field(3000, ge=1)
+    caller_rate_per_s: float = Field(500, ge=0)
+    """Requests of one holder of tokens, by whatever addresses; 0: no limit."""
+    caller_burst: int = Field(2000, ge=1)
+    login_misses_per_s: float = Field(5, ge=0)
+    """Refused tokens of one address; whoever holds a token that was checked before does not wait."""
+    login_misses_burst: int = Field(100, ge=1)
+    trusted_proxies: str = ""
+    """Addresses and networks, comma-separated, whose `X-Forwarded-For` and `-Proto` are believed; empty: nobody's."""
     jwks_file: Path | None = None
     """Public keys of the stack's own issuers; without it and `oidc` every route that needs a token answers 401."""
     oidc: tuple[OidcIssuer, ...] = ()

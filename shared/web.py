@@ -5,29 +5,45 @@ The HTTP side that all four services share: problems, health, metrics, callers, 
 from __future__ import annotations
 
 import asyncio
-import signal
+import base64
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
+from hashlib import sha256
+from time import monotonic
+from typing import Any
 
-import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.auth import Caller, Doorkeeper, bearer
+from shared.access import Admission, described, public
+from shared.auth import Doorkeeper
 from shared.errors import RefusedError, UnavailableError
 from shared.ids import new_id
+from shared.limiting import network
 from shared.problems import PROBLEMS, problem, said
 from shared.telemetry import logger
 
 BODY_BYTES_MAX = 64 * 1024
+BODY_WITHIN_S = 30.0
+HEALTH = ("/healthz", "/readyz", "/metrics")
+SECURITY: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+"""On every answer that says nothing else itself: it is no page, belongs in no frame, and in nobody's cache."""
+HSTS = "max-age=31536000"
 PROBLEM = "application/problem+json"
 
 Readiness = Callable[[], Awaitable[Mapping[str, str]]]
@@ -43,7 +59,7 @@ class ProblemResponse(JSONResponse):
 def answer(why: RefusedError) -> ProblemResponse:
     """The response to a refusal, with `Retry-After` and `WWW-Authenticate` where they belong."""
     document = problem(why)
-    headers = {}
+    headers = dict(SECURITY)
     if document["status"] in (429, 503):
         headers["Retry-After"] = str(why.facts.get("retry_after", 2))
     if document["status"] == 401:
@@ -55,11 +71,11 @@ def create_app(
     title: str, *, ready: Readiness, doorkeeper: Doorkeeper, body_bytes_max: int = BODY_BYTES_MAX
 ) -> FastAPI:
     """
-    An app with `/healthz /readyz /metrics /docs /openapi.json`, problems for everything that goes wrong, and a bound on bodies.
+    An app with `/healthz /readyz /metrics /docs /openapi.json`, problems for everything that goes wrong, and bounds on what comes in.
 
     Args:
         ready: asked by `/readyz`; 503 names what is not.
-        doorkeeper: for routes that take a `CallerNeeded`.
+        doorkeeper: for routes that say who is `allowed`.
     """
 
     @asynccontextmanager
@@ -72,29 +88,42 @@ def create_app(
         title=title, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None, lifespan=keys_followed
     )
     app.state.doorkeeper = doorkeeper
+    app.state.admission = Admission.unlimited()
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limit=body_bytes_max)
+    app.add_middleware(Paced, app_state=app.state)
+    app.add_middleware(Headed)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=title,
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon-32x32.png",
-        )
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=title,
+        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="/docs/assets/swagger-ui.css",
+        swagger_favicon_url="/docs/assets/favicon-32x32.png",
+    )
+    page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
 
-    @app.get("/healthz", tags=["health"], summary="存活 / alive")
+    @app.get("/docs", include_in_schema=False, dependencies=[public])
+    async def docs() -> HTMLResponse:
+        return page
+
+    @app.get("/healthz", tags=["health"], summary="存活 / alive", dependencies=[public])
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
-    @app.get("/readyz", tags=["health"], summary="就绪 / ready", responses={503: {"description": "not ready"}})
+    @app.get(
+        "/readyz",
+        tags=["health"],
+        summary="就绪 / ready",
+        responses={503: {"description": "not ready"}},
+        dependencies=[public],
+    )
     async def readyz() -> JSONResponse:
         missing = dict(await ready())
         return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
-    @app.get("/metrics", tags=["health"], summary="指标 / Prometheus metrics")
+    @app.get("/metrics", tags=["health"], summary="指标 / Prometheus metrics", dependencies=[public])
     async def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
@@ -136,16 +165,6 @@ def create_app(
     return app
 
 
-async def caller(request: Request) -> Caller:
-    """The caller of this request. Raises RefusedError `unauthenticated`."""
-    doorkeeper: Doorkeeper = request.app.state.doorkeeper
-    return await doorkeeper.admit(bearer(request.headers.get("authorization")))
-
-
-CallerNeeded = Annotated[Caller, Depends(caller)]
-"""A parameter of this type makes a route ask for a token."""
-
-
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route that may answer with these problems."""
     by_status: dict[int | str, dict[str, Any]] = {}
@@ -158,8 +177,66 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
+def _policy(page: str) -> str:
+    """What a page of ours may load: its own files, and the scripts that are written in it."""
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    known = " ".join(f"'sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src 'self' {known}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class Headed:
+    """Adds the headers of `SECURITY` to every answer that has none of its own of that name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; complete the answer's head."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        kept = scope["path"].startswith("/docs/assets/")
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                held = message.setdefault("headers", [])
+                names = {name.lower() for name, _ in held}
+                more = [(name, value) for name, value in self._headers if name not in names]
+                if kept:
+                    more = [(name, value) for name, value in more if name != b"cache-control"]
+                if scope["scheme"] == "https":
+                    more.append((b"strict-transport-security", HSTS.encode()))
+                message["headers"] = [*held, *more]
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+class Paced:
+    """Refuses an address that asks too often; health is always answered."""
+
+    def __init__(self, app: ASGIApp, app_state: State) -> None:
+        self.app = app
+        self.state = app_state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 429 in the app's place."""
+        if scope["type"] == "http" and scope["path"] not in HEALTH:
+            admission: Admission = self.state.admission
+            try:
+                admission.addresses.take(network(scope["client"][0]) if scope.get("client") else "", monotonic())
+            except RefusedError as why:
+                await answer(why)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 class BodyLimit:
-    """Refuses a body that is larger than the limit before anything reads it, announced or not."""
+    """Refuses a body that is larger than the limit before anything reads it, announced or not, and one that takes too long."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -175,11 +252,20 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self.limit:
             await answer(refusal)(scope, receive, send)
             return
-        taken, begun = 0, False
+        taken, begun, ended, late = 0, False, False, False
+        ends = asyncio.get_running_loop().time() + BODY_WITHIN_S
 
         async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, ended, late, refusal
+            if ended:  # whoever streams an answer waits here for the client to go
+                return await receive()
+            try:
+                async with asyncio.timeout_at(ends):
+                    message = await receive()
+            except TimeoutError:
+                late, refusal = True, RefusedError("too_slow", within=round(BODY_WITHIN_S))
+                raise refusal from None
+            ended = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self.limit:
                 raise refusal
@@ -187,53 +273,13 @@ class BodyLimit:
 
         async def sent(message: Message) -> None:
             nonlocal begun
-            if (
-                begun or taken <= self.limit
+            if begun or not (
+                late or taken > self.limit
             ):  # else what the app makes of our refusal: a route's own answer to a broken body
                 begun = True
                 await send(message)
 
         with suppress(RefusedError):
             await self.app(scope, counted, sent)
-        if taken > self.limit and not begun:
+        if (late or taken > self.limit) and not begun:
             await answer(refusal)(scope, receive, send)
-
-
-async def serve(app: FastAPI, host: str, port: int, *, until: asyncio.Event, tls_file: Path | None = None) -> None:
-    """
-    Serve until the event is set, then finish what is under way (5 s at most).
-
-    Args:
-        tls_file: certificate and key; HTTPS then, and nothing else.
-    Raises:
-        OSError: the port is taken, or the certificate cannot be read.
-    """
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ssl_certfile=tls_file,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # `until` decides
-    task = asyncio.create_task(server._serve())
-    ended = asyncio.create_task(until.wait())
-    await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
-    ended.cancel()
-    server.should_exit = True
-    with suppress(SystemExit):
-        await task
-    if not until.is_set():
-        raise OSError(f"cannot listen on {host}:{port}: is the port taken?")
-
-
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop

@@ -11,7 +11,7 @@ from services.dispatch.api import create_app
 from services.dispatch.desk import RULES, Desks
 from services.dispatch.settings import Settings
 from services.dispatch.streaming import LiveTail
-from shared import telemetry, web
+from shared import serving, telemetry
 from shared.auth import Doorkeeper
 from shared.bus import Bus
 from shared.errors import PaidanError
@@ -25,7 +25,7 @@ async def run(settings: Settings) -> None:
     Raises:
         OSError: the port is taken, or the connection to the bus is closed for good: whoever supervises us starts us anew.
     """
-    until = web.stop_on_signals()
+    until = serving.stop_on_signals()
     bus = await Bus.connect(settings.nats_url, name="dispatch", seed=settings.seed(), ca_file=settings.nats_ca_file)
     doorkeeper = Doorkeeper.of(settings)
     snapshots = Snapshots("dispatch")
@@ -51,9 +51,7 @@ async def run(settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(desks.run())
             group.create_task(tail.run(until))
-            group.create_task(
-                web.serve(app, settings.http_host, settings.http_port, until=until, tls_file=settings.tls_file)
-            )
+            group.create_task(serving.serve(app, settings, until=until))
     finally:
         lost = bus.closed.is_set()
         watching.cancel()

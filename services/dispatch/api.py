@@ -20,12 +20,12 @@ from services.dispatch.matching import workload
 from services.dispatch.model import Task
 from services.dispatch.streaming import OFFICE, LiveTail, Wanted
 from shared import web
+from shared.access import allowed
 from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import District, MemberId, plain
 from shared.ids import derived_id
-from shared.web import CallerNeeded
 
 COMMAND_S = 5.0
 """How long HTTP forwards and repeats one command id before it gives up."""
@@ -41,6 +41,11 @@ Key = Annotated[
     Header(alias="Idempotency-Key", min_length=1, max_length=200, description="沿用同一键重试 / the same for repeats"),
 ]
 Of = Annotated[District | None, Query(description="辖区代码,默认取自令牌 / default: the token's")]
+
+Holder = Annotated[Caller, allowed("member", "dispatcher", "supervisor", of="own")]
+Dispatcher = Annotated[Caller, allowed("dispatcher", "supervisor", of="district")]
+Planner = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="district")]
+Watcher = Annotated[Caller, allowed("member", "clerk", "dispatcher", "supervisor", "auditor", of="own")]
 
 
 class ByMember(BaseModel):
@@ -110,7 +115,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         """One command to whichever instance leads, repeated under one id until somebody answers."""
         if key is None:
             raise RefusedError("key_missing", field="Idempotency-Key")
-        district = district_of(caller, of)
+        district = caller.one(of)
         token = bearer(request.headers.get("authorization"))
         id = derived_id("command", caller.id, district, verb, key, orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         body = orjson.dumps({"id": id, "token": token, "data": data})
@@ -134,14 +139,6 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
             raise RefusedError(found["code"], field=found.get("field"), **facts)
         return answer
 
-    def district_of(caller: Caller, of: str | None) -> str:
-        district = of or caller.district
-        if district == EVERYWHERE:
-            raise RefusedError("district_missing", field="district")
-        if not caller.of(district):
-            raise RefusedError("foreign_district", district=district, yours=caller.district)
-        return district
-
     refusals = web.problems(
         "unauthenticated", "forbidden", "foreign_district", "district_missing", "key_missing", "invalid", "no_leader"
     )
@@ -156,7 +153,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     async def accept(
         task: str,
         request: Request,
-        caller: CallerNeeded,
+        caller: Holder,
         body: ByMember = ByMember(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
@@ -169,7 +166,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     async def decline(
         task: str,
         request: Request,
-        caller: CallerNeeded,
+        caller: Holder,
         body: ByMemberWithReason = ByMemberWithReason(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
@@ -181,7 +178,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     async def arrive(
         task: str,
         request: Request,
-        caller: CallerNeeded,
+        caller: Holder,
         body: ByMember = ByMember(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
@@ -194,7 +191,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     async def done(
         task: str,
         request: Request,
-        caller: CallerNeeded,
+        caller: Holder,
         body: ByMemberWithOutcome = ByMemberWithOutcome(),  # noqa: B008  # frozen
         district: Of = None,
         key: Key = None,
@@ -209,7 +206,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         responses={**of_task, **web.problems("unknown_member", "over_capacity")},
     )
     async def offer(
-        task: str, body: ToMember, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+        task: str, body: ToMember, request: Request, caller: Dispatcher, district: Of = None, key: Key = None
     ) -> dict[str, Any]:
         return await forward(request, caller, "offer", district, key, {"task": task, "member": body.member})
 
@@ -229,7 +226,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         ),
     )
     async def tasks(
-        caller: CallerNeeded,
+        caller: Watcher,
         district: Of = None,
         status: Annotated[str | None, Query(description="opened offered accepted arrived done unplaced")] = None,
         area: str | None = None,
@@ -237,8 +234,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[str, Query(description="上一页末尾的编号 / the last id of the page before")] = "",
     ) -> dict[str, Any]:
-        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
-        desk = desks.known(district_of(caller, district))
+        desk = desks.known(caller.one(district))
         if not caller.roles & OFFICE:
             member = caller.id
         found = [
@@ -264,9 +260,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
             "unauthenticated", "unknown_task", "foreign_district", "district_missing", "not_recovered"
         ),
     )
-    async def one(task: str, caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
-        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
-        found = desks.known(district_of(caller, district)).tasks.get(task)
+    async def one(task: str, caller: Watcher, district: Of = None) -> dict[str, Any]:
+        found = desks.known(caller.one(district)).tasks.get(task)
         if found is None or (not caller.roles & OFFICE and caller.id not in (found.holder, *found.tried)):
             raise RefusedError("unknown_task", task=task)
         return _shown(found)
@@ -277,9 +272,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         summary="人员与负荷 / members and their load",
         responses=web.problems("unauthenticated", "forbidden", "foreign_district", "district_missing", "not_recovered"),
     )
-    async def members(caller: CallerNeeded, district: Of = None) -> dict[str, Any]:
-        caller.need("dispatcher", "supervisor", "auditor")
-        desk = desks.known(district_of(caller, district))
+    async def members(caller: Planner, district: Of = None) -> dict[str, Any]:
+        desk = desks.known(caller.one(district))
         return {
             "members": [
                 {
@@ -307,10 +301,9 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         },
     )
     async def import_members(
-        request: Request, caller: CallerNeeded, district: Of = None, dry_run: bool = False, key: Key = None
+        request: Request, caller: Dispatcher, district: Of = None, dry_run: bool = False, key: Key = None
     ) -> dict[str, Any]:
-        caller.need("dispatcher", "supervisor")
-        of = district_of(caller, district)
+        of = caller.one(district)
         if key is None and not dry_run:
             raise RefusedError("key_missing", field="Idempotency-Key")
         desks.known(of)
@@ -361,7 +354,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         responses={**refusals, **web.problems("unknown_member")},
     )
     async def leave(
-        member: str, request: Request, caller: CallerNeeded, district: Of = None, key: Key = None
+        member: str, request: Request, caller: Dispatcher, district: Of = None, key: Key = None
     ) -> dict[str, Any]:
         return await forward(request, caller, "leave", district, key, {"member": member})
 
@@ -373,14 +366,13 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         responses=web.problems("unauthenticated", "forbidden", "foreign_district", "bad_cursor"),
     )
     async def stream(
-        caller: CallerNeeded,
+        caller: Watcher,
         district: Of = None,
         area: str | None = None,
         types: Annotated[str | None, Query(description="task.offered,task. … / prefixes, comma-separated")] = None,
         after: Annotated[int | None, Query(ge=0, description="从此序号之后 / from behind this sequence")] = None,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> StreamingResponse:
-        caller.need("member", "clerk", "dispatcher", "supervisor", "auditor")
         wanted = Wanted.by(caller, district, area, types)
         if last_event_id is not None:
             if not (last_event_id.isascii() and last_event_id.isdigit()):
@@ -396,12 +388,19 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
 
         async def events() -> AsyncIterator[bytes]:
             async for lines in tail.watch(wanted, after, until, asked=asked):
+                if not doorkeeper.holds(caller):
+                    return
                 yield lines
 
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
-    @app.get("/v1/verbs", tags=["tasks"], summary="指令 / the commands a desk takes on the bus")
+    @app.get(
+        "/v1/verbs",
+        tags=["tasks"],
+        summary="指令 / the commands a desk takes on the bus",
+        dependencies=[allowed(of="nothing")],
+    )
     async def verbs() -> dict[str, Any]:
         return {verb: model.model_json_schema() for verb, model in VERBS.items()}
 

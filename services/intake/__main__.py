@@ -15,7 +15,7 @@ from services.intake.settings import Settings
 from shared import telemetry
 from shared.bus import Bus
 from shared.errors import UnavailableError
-from shared.web import serve, stop_on_signals
+from shared.serving import serve, stop_on_signals
 
 GARBAGE_OBJECTS = 50_000
 """Look for cycles this seldom: a request leaves hardly any, and looking took a sixth of its time. Holds 10 MB back at most."""
@@ -36,7 +36,7 @@ async def run(settings: Settings) -> None:
             end.add_done_callback(lambda _: stop.set())
         log.info("intake_started", port=settings.http_port)
         try:
-            await serve(intake.app, settings.http_host, settings.http_port, until=stop, tls_file=settings.tls_file)
+            await serve(intake.app, settings, until=stop)
         finally:
             failed = following.done()
             for end in (following, lost, sweeping):

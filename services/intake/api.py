@@ -6,9 +6,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Network, ip_address
 from time import monotonic, perf_counter
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Query, Request, Response
@@ -19,16 +18,17 @@ from services.intake.decide import calendar_for, rate, reopen, withdraw
 from services.intake.disclosing import WHYS, Disclosing, Disclosures
 from services.intake.door import Door
 from services.intake.following import Following
-from services.intake.limiting import Limits
 from services.intake.metrics import REFUSED, SECONDS
 from services.intake.model import REOPENING, WITHDRAWING, Case, Rating, Reopening, Submission, Withdrawing
 from services.intake.naming import Naming
-from shared.auth import Caller, Doorkeeper, bearer
+from shared.access import allowed
+from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
 from shared.facts import Fact, plain
+from shared.limiting import Limits, network
 from shared.problems import said
 from shared.telemetry import logger
-from shared.web import CallerNeeded, Readiness, problems
+from shared.web import Readiness, problems
 from shared.web import create_app as create_shared_app
 
 JSON = "application/json"
@@ -44,6 +44,13 @@ KEY_PARAMETER = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 200},
 }
 POSITION = Query(None, ge=0, lt=2**53, description="As of this position at least: the one a POST has answered")
+
+Submitter = Annotated[Caller | None, allowed("resident", of="submission")]
+by_code = allowed("resident", of="code")
+Holder = Annotated[Caller | None, by_code]
+"""Of a tracking code."""
+Discloser = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor", of="handled", admin=False)]
+listed = allowed(of="register")
 
 
 def create_app(
@@ -81,11 +88,11 @@ def create_app(
         ),
         openapi_extra={"requestBody": _body(Submission), "parameters": [KEY_PARAMETER]},
     )  # fmt: skip
-    async def submit_request(request: Request) -> Response:
+    async def submit_request(request: Request, caller: Submitter) -> Response:
         began = perf_counter()
         async with _refusals_counted():
             headers = request.headers
-            key, caller = _key(request), await _caller(doorkeeper, request)
+            key = _key(request)
             sent = _loads(await request.body())
             asked = _validated(Submission, sent)
             accepted, answer = await door.submit(
@@ -109,7 +116,8 @@ def create_app(
         "/v1/requests/{tracking_code}",
         tags=["requests"],
         summary="查询进度 / how a request stands",
-        responses=problems("not_found", "too_many", "not_ready", "unavailable"),
+        responses=problems("unauthenticated", "not_found", "too_many", "not_ready", "unavailable"),
+        dependencies=[by_code],
     )
     async def get_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
         async with _refusals_counted(), _misses_limited(misses, request):
@@ -119,6 +127,7 @@ def create_app(
 
     async def change(
         request: Request,
+        caller: Caller | None,
         tracking_code: str,
         what: str,
         decide: Callable[[Case, datetime], Fact],
@@ -130,7 +139,7 @@ def create_app(
             what,
             decide,
             sent,
-            caller=await _caller(doorkeeper, request),
+            caller=caller,
             key=_key(request),
             traceparent=_traceparent(request.headers.get("traceparent")),
             position=position,
@@ -152,11 +161,14 @@ def create_app(
         openapi_extra={"requestBody": _body(Withdrawing, required=False), "parameters": [KEY_PARAMETER]},
         **changing,
     )
-    async def withdraw_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+    async def withdraw_request(
+        request: Request, caller: Holder, tracking_code: str, position: int | None = POSITION
+    ) -> Response:
         async with _refusals_counted(), _misses_limited(misses, request):
             asked = _validated(Withdrawing, _loads(await request.body() or b"{}"))
             return await change(
                 request,
+                caller,
                 tracking_code,
                 "request.withdrawn",
                 lambda case, _: withdraw(case, asked.reason),
@@ -170,11 +182,13 @@ def create_app(
         openapi_extra={"requestBody": _body(Rating), "parameters": [KEY_PARAMETER]},
         **changing,
     )
-    async def rate_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+    async def rate_request(
+        request: Request, caller: Holder, tracking_code: str, position: int | None = POSITION
+    ) -> Response:
         async with _refusals_counted(), _misses_limited(misses, request):
             asked = _validated(Rating, _loads(await request.body()))
             return await change(
-                request, tracking_code, "request.rated", lambda case, _: rate(case, asked), asked, position
+                request, caller, tracking_code, "request.rated", lambda case, _: rate(case, asked), asked, position
             )
 
     @app.post(
@@ -183,12 +197,15 @@ def create_app(
         openapi_extra={"requestBody": _body(Reopening, required=False), "parameters": [KEY_PARAMETER]},
         **changing,
     )
-    async def reopen_request(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+    async def reopen_request(
+        request: Request, caller: Holder, tracking_code: str, position: int | None = POSITION
+    ) -> Response:
         async with _refusals_counted(), _misses_limited(misses, request):
             register = following.known.register
             asked = _validated(Reopening, _loads(await request.body() or b"{}"))
             return await change(
                 request,
+                caller,
                 tracking_code,
                 "request.reopened",
                 lambda case, now: reopen(
@@ -212,7 +229,7 @@ def create_app(
         ),
         openapi_extra={"requestBody": _body(Disclosing), "parameters": [KEY_PARAMETER]},
     )  # fmt: skip
-    async def disclose_request(request: Request, id: str, caller: CallerNeeded) -> Response:
+    async def disclose_request(request: Request, id: str, caller: Discloser) -> Response:
         async with _refusals_counted():
             asked = _validated(Disclosing, _loads(await request.body()))
             answer = await disclosures.disclose(
@@ -225,7 +242,13 @@ def create_app(
         log.info("request_disclosed", request=id, to=caller.actor, why=asked.why, parts=asked.parts)
         return _json(answer)
 
-    @app.get("/v1/catalogue", tags=["register"], summary="服务清单 / the catalogue", responses=problems("not_ready"))
+    @app.get(
+        "/v1/catalogue",
+        tags=["register"],
+        summary="服务清单 / the catalogue",
+        responses=problems("not_ready"),
+        dependencies=[listed],
+    )
     async def catalogue() -> Response:
         items = following.known.register.items
         return _json(
@@ -247,6 +270,7 @@ def create_app(
         "/v1/reasons",
         tags=["register"],
         summary="撤回、重办与查看的原因 / why a request may be withdrawn, reopened, or opened",
+        dependencies=[listed],
     )
     async def reasons() -> Response:
         return _json(
@@ -256,7 +280,13 @@ def create_app(
             }
         )
 
-    @app.get("/v1/areas", tags=["register"], summary="网格 / the areas", responses=problems("not_ready"))
+    @app.get(
+        "/v1/areas",
+        tags=["register"],
+        summary="网格 / the areas",
+        responses=problems("not_ready"),
+        dependencies=[listed],
+    )
     async def areas() -> Response:
         return _json(
             {
@@ -289,7 +319,7 @@ async def _refusals_counted() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _misses_limited(misses: Limits, request: Request) -> AsyncIterator[None]:
-    address = _network(request)
+    address = network(request.client.host if request.client else "")
     misses.look(address, monotonic())
     try:
         yield
@@ -297,16 +327,6 @@ async def _misses_limited(misses: Limits, request: Request) -> AsyncIterator[Non
         if why.code == "not_found":
             misses.take(address, monotonic())
         raise
-
-
-def _network(request: Request) -> str:
-    """Whose misses are counted together: an IPv4 address, or an IPv6 network of which one subscriber has all."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    return host if isinstance(address, IPv4Address) else str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _json(document: Any, status: int = 200) -> Response:
@@ -337,12 +357,6 @@ def _key(request: Request) -> str:
     if KEY.fullmatch(key) is None:
         raise RefusedError("invalid", field="Idempotency-Key", why="1 to 200 printable ASCII characters")
     return key
-
-
-async def _caller(doorkeeper: Doorkeeper, request: Request) -> Caller | None:
-    """Whoever shows a token must show a valid one; a resident shows none."""
-    header = request.headers.get("authorization")
-    return await doorkeeper.admit(bearer(header)) if header is not None else None
 
 
 def _traceparent(header: str | None) -> str | None:

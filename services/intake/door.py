@@ -18,7 +18,6 @@ from services.intake.committing import GroupCommit
 from services.intake.decide import submit
 from services.intake.following import Following, Known, follow
 from services.intake.keeping import KeyKeeper
-from services.intake.limiting import Limits
 from services.intake.metrics import ACCEPTED
 from services.intake.model import Submission
 from services.intake.naming import RESIDENT, Naming
@@ -28,6 +27,7 @@ from shared.bus import STREAM, Message, Stored
 from shared.envelope import Envelope, decode
 from shared.errors import ConflictError, RefusedError, UnavailableError
 from shared.facts import RequestSubmitted, Sealed, instant
+from shared.limiting import Limits
 from shared.register import Register
 from shared.telemetry import logger
 

@@ -16,13 +16,13 @@ from services.intake.door import SEALED, Door
 from services.intake.following import Following
 from services.intake.keeping import STREAM as KEYS
 from services.intake.keeping import KeyKeeper
-from services.intake.limiting import Limits
 from services.intake.naming import Naming
 from services.intake.sealing import Keys
 from services.intake.settings import Settings
 from services.intake.sweeping import Sweeper
 from shared.auth import Doorkeeper
 from shared.bus import STREAM, Bus
+from shared.limiting import Limits
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from services.ledger.store import Store
 from shared.auth import Doorkeeper
 from shared.bus import STREAM, Bus, Request
 from shared.errors import BusError, UnavailableError
+from shared.serving import serve, stop_on_signals
 from shared.streams import declared
 from shared.telemetry import configure, logger
-from shared.web import serve, stop_on_signals
 
 
 async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
@@ -58,9 +58,7 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
     following = asyncio.create_task(registry.run(settled), name="register")
-    serving = asyncio.create_task(
-        serve(app, settings.http_host, settings.http_port, until=stopping, tls_file=settings.tls_file), name="http"
-    )
+    serving = asyncio.create_task(serve(app, settings, until=stopping), name="http")
     told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
     work: set[asyncio.Task[Any]] = {writing, folding, following, serving}
     logger().info("ledger_started", log=settings.origin, port=settings.http_port)

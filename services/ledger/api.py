@@ -19,14 +19,15 @@ from services.ledger.projecting import Projector
 from services.ledger.registering import SECTIONS, Registry, as_document, digest
 from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
 from services.ledger.store import Selection, Store
-from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper
+from shared.access import allowed
+from shared.auth import EVERYWHERE, Caller, Doorkeeper
 from shared.bus import STREAM, Bus, Request
 from shared.envelope import canonical
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import HUB, Code, LedgerActed, Text
 from shared.problems import problem
 from shared.telemetry import logger
-from shared.web import CallerNeeded, Readiness, problems
+from shared.web import Readiness, problems
 from shared.web import create_app as create_shared_app
 
 QUERY = "qry.*.ledger.case"
@@ -36,7 +37,12 @@ WAIT_S = 2.0
 REGISTER_BYTES_MAX = 16 * 1024 * 1024
 TIMELINE_MAX = 1000
 PAGE_MAX = 500
-READERS = ("auditor", "supervisor", "dispatcher")
+Reader = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
+Office = Annotated[Caller, allowed("clerk", "dispatcher", "supervisor", "auditor", of="cases")]
+Staff = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor", "auditor", of="register")]
+Registrar = Annotated[Caller, allowed("admin", of="everywhere")]
+Admin = Annotated[Caller, allowed("admin", of="district")]
+Auditor = Annotated[Caller, allowed("auditor", of="district")]
 
 
 @dataclass
@@ -218,7 +224,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
 
     @app.get("/v1/cases", tags=["cases"], summary="诉求列表,新者在前 / cases, newest first", responses=barred)
     async def list_cases(
-        caller: CallerNeeded,
+        caller: Office,
         district: District = None,
         state: Annotated[cases.State | None, Query()] = None,
         area: AreaGiven = None,
@@ -226,7 +232,6 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
-        caller.need(*READERS, "clerk")
         whose = district_of(caller, district)
         by = {name: value for name, value in (("state", state), ("area", area), ("item", item)) if value is not None}
         question = {"cases": by, "district": whose or EVERYWHERE}
@@ -248,11 +253,10 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         responses={**barred, **problems("not_found")},
     )
     async def one_case(
-        caller: CallerNeeded,
+        caller: Office,
         id: str,
         position: Annotated[int | None, Query(ge=0, description="read-your-writes: wait for this sequence")] = None,
     ) -> Response:
-        caller.need(*READERS, "clerk")
         scope = district_of(caller, None) or EVERYWHERE
         return _json(await find_case(ledger, id=id, position=position, scope=scope))
 
@@ -263,7 +267,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         responses={**barred, **problems("bad_cursor")},
     )
     async def replay(
-        caller: CallerNeeded,
+        caller: Reader,
         since: Annotated[int, Query(alias="from", ge=0)] = 0,
         to: Annotated[int | None, Query(ge=0)] = None,
         district: District = None,
@@ -274,7 +278,6 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         limit: Annotated[int | None, Query(ge=1)] = None,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
     ) -> StreamingResponse:
-        caller.need(*READERS)
         own = district_of(caller, district if district != HUB else None)
         if kinds != "all" and not set(kinds.split(",")) <= {*KINDS}:
             some = ", ".join(KINDS)
@@ -302,8 +305,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         return StreamingResponse(lines(ledger.store, pinned, ledger.cursors), media_type="application/x-ndjson")
 
     @app.get("/v1/ledger", tags=["replay"], summary="账本概况 / the ledger in numbers", responses=barred)
-    async def in_numbers(caller: CallerNeeded) -> Response:
-        caller.need(*ROLES)
+    async def in_numbers(_: Staff) -> Response:
         return _json(await summary(ledger))
 
     @app.post(
@@ -314,22 +316,20 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
             **problems("unauthenticated", "forbidden", "everywhere_only", "invalid", "stale_register", "unavailable")
         },
     )
-    async def apply_register(
-        caller: CallerNeeded, body: Application, dry_run: Annotated[bool, Query()] = False
+    async def apply_register(  # the register is one for all: a district's admin would rewrite the others'
+        caller: Registrar, body: Application, dry_run: Annotated[bool, Query()] = False
     ) -> Response:
-        caller.need("admin")
-        if caller.district != EVERYWHERE:  # the register is one for all: a district's admin would rewrite the others'
-            raise RefusedError("everywhere_only", yours=caller.district)
         answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, dry_run=dry_run)
         if answer["applied"]:
             logger().info("register_applied", by=caller.actor, facts=answer["facts"], sequence=answer["sequence"])
         return _json(answer)
 
     @app.get("/v1/register", tags=["register"], summary="现行台账 / the register as a document", responses=barred)
-    async def read_register(caller: CallerNeeded) -> Response:
-        caller.need(*ROLES)
+    async def read_register(caller: Staff) -> Response:
         register = await ledger.registry.current()
-        return _json(as_document(register), {"ETag": f'"{digest(register)}"'})
+        document = as_document(register)
+        document["offices"] = [office for office in document["offices"] if caller.of(office.district)]
+        return _json(document, {"ETag": f'"{digest(register)}"'})
 
     acts = Acts(ledger.bus, ledger.store)
 
@@ -340,8 +340,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         summary="记录管理操作 / record an administrative act that is no fact by itself",
         responses={**barred, **problems("key_missing", "key_reused", "invalid", "unavailable")},
     )
-    async def record_act(caller: CallerNeeded, body: Act, district: District = None, key: Key = None) -> Response:
-        caller.need("admin")
+    async def record_act(caller: Admin, body: Act, district: District = None, key: Key = None) -> Response:
         if key is None:
             raise RefusedError("key_missing", field="Idempotency-Key")
         whose = district_of(caller, district) or HUB
@@ -356,12 +355,11 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         responses={**barred, **problems("bad_cursor")},
     )
     async def list_acts(
-        caller: CallerNeeded,
+        caller: Auditor,
         district: District = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
-        caller.need("auditor")
         whose = district_of(caller, district)
         question = {"acts": whose or EVERYWHERE}
         since = ledger.cursors.open(question, cursor)[0] if cursor else 0

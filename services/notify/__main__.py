@@ -15,7 +15,7 @@ from services.notify.offices import Offices
 from services.notify.rules import RULES
 from services.notify.settings import Settings
 from services.notify.wording import Wording
-from shared import web
+from shared import serving
 from shared.auth import Doorkeeper
 from shared.bus import Bus
 from shared.errors import PaidanError
@@ -30,7 +30,7 @@ async def run(settings: Settings) -> None:
     Raises:
         OSError, ValueError, UnavailableError: it cannot start, or the bus is gone for good.
     """
-    until = web.stop_on_signals()
+    until = serving.stop_on_signals()
     wording = Wording.open(settings.public_url, settings.templates_dir, resident_url=settings.resident_url)
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
     doorkeeper = Doorkeeper.of(settings)
@@ -55,7 +55,7 @@ async def run(settings: Settings) -> None:
     watching = asyncio.create_task(stop_when_closed())
     try:
         app = create_app(offices, ready=ready, doorkeeper=doorkeeper)
-        await web.serve(app, settings.http_host, settings.http_port, until=until, tls_file=settings.tls_file)
+        await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()
         watching.cancel()

@@ -9,8 +9,11 @@ from pydantic import BaseModel
 
 from services.notify.model import Post
 from shared import web
-from shared.auth import EVERYWHERE, Doorkeeper
+from shared.access import allowed
+from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
+
+Reader = Annotated[Caller, allowed("clerk", "dispatcher", "supervisor", "auditor", of="district")]
 
 
 class Counts(BaseModel):
@@ -53,13 +56,10 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
         ),
     )
     async def notices(
-        caller: web.CallerNeeded,
+        caller: Reader,
         district: Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="default: the token's")] = None,
     ) -> Counts:
-        of = district or caller.district
-        caller.need("clerk", "dispatcher", "supervisor", "auditor", district=of)
-        if of == EVERYWHERE:
-            raise RefusedError("district_missing", field="district")
+        of = caller.one(district)
         post = served.state(of)
         if post is None:
             raise RefusedError("unknown_district", district=of)

@@ -9,12 +9,12 @@ import pytest
 
 from services.intake.classifying import Catalogue
 from services.intake.decide import rate, reopen, submit, withdraw
-from services.intake.limiting import Limits
 from services.intake.model import Case, Location, Rating, Submission
 from services.intake.places import Places, standing
 from shared.clocks import ALWAYS, dues
 from shared.errors import RefusedError
 from shared.facts import RequestSubmitted
+from shared.limiting import Limits
 from shared.problems import problem
 from tests.intake.examples import LIMITS, NOW, WUCHANG, register
 

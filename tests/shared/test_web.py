@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from deploy.identities import Identities, issue_token
 from shared import web
-from shared.auth import Doorkeeper
+from shared.access import allowed
+from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError, UnavailableError
-from shared.web import CallerNeeded
 
 MISSING: dict[str, str] = {}
 
@@ -42,7 +42,7 @@ def create(identities: Identities) -> FastAPI:
         return len(await request.body())
 
     @app.get("/mine")
-    async def mine(caller: CallerNeeded) -> str:
+    async def mine(caller: Annotated[Caller, allowed("member", of="own")]) -> str:
         return caller.id
 
     @app.get("/asked")

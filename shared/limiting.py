@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from math import ceil
 
 from shared.errors import RefusedError
@@ -17,7 +18,11 @@ class Bucket:
 
 
 class Limits:
-    """One bucket per district or address, filled at `rate_per_s` up to `burst`; full ones are forgotten where there are too many."""
+    """
+    One bucket per district, caller or address, filled at `rate_per_s` up to `burst`; full ones are forgotten where there are too many.
+
+    A rate of 0 is no limit.
+    """
 
     def __init__(self, rate_per_s: float, burst: int, *, buckets_max: int = 10_000) -> None:
         self._rate_per_s = rate_per_s
@@ -27,7 +32,8 @@ class Limits:
 
     def take(self, whose: str, now_s: float) -> None:
         """Let one in. Raises RefusedError `too_many` with the seconds after which there is room again."""
-        self._counted(whose, now_s).tokens -= 1
+        if self._rate_per_s:
+            self._counted(whose, now_s).tokens -= 1
 
     def look(self, whose: str, now_s: float) -> None:
         """Let one in that may turn out not to count. Raises as `take`."""
@@ -55,3 +61,16 @@ class Limits:
         full = [whose for whose, bucket in held.items() if self._filled(bucket, now_s) >= self._burst]
         for whose in full or list(held)[: self._buckets_max // 10 + 1]:
             del held[whose]
+
+
+def network(host: str) -> str:
+    """Whose requests are counted together: an IPv4 address, or an IPv6 network of which one subscriber has all."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv4Address):
+        return host
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address) >> 64 << 64, 64)))

@@ -252,10 +252,11 @@ def schema(
     check: Annotated[bool, typer.Option("--check", help="只比较；不同则退出码 1 / compare; exit code 1")] = False,
     folder: Annotated[Path, typer.Option(help="写入的目录 / where to")] = Path("docs"),
 ) -> None:
-    """由事实目录生成接口描述 / write the schemas from the catalogue of facts."""
+    """由事实目录与路由生成接口描述 / write the schemas and who may call what."""
+    from deploy import access
     from shared import schema as schemas
 
-    changes = schemas.write(folder, check)
+    changes = schemas.write(folder, check, {"access.md": access.page()})
     if changes:
         print("\n".join(str(change) for change in changes))
     raise typer.Exit(1 if check and changes else 0)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper, Role, bearer
 from shared.errors import RefusedError
@@ -135,11 +136,20 @@ async def admitted(request: Request, token: str | None) -> Caller:
 
 def routes(app: FastAPI) -> Iterator[tuple[str, APIRoute, Allowed | None]]:
     """Each method and path with its route and its declaration, as in `GET /v1/tasks`; None where there is none."""
-    for route in app.routes:
+    for route in _flat(app.routes):
         if isinstance(route, APIRoute):
             found = next(_declared([route.dependant]), None)
             for method in sorted(route.methods or ()):
                 yield f"{method} {route.path}", route, found
+
+
+def _flat(some: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """Routes, and those of routers that were included, which FastAPI keeps as one."""
+    for route in some:
+        if (router := getattr(route, "original_router", None)) is not None:
+            yield from _flat(router.routes)
+        else:
+            yield route
 
 
 def _declared(dependants: Iterable[Dependant]) -> Iterator[Allowed]:

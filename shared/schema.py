@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shared import facts
@@ -34,16 +35,17 @@ SERVICES: Mapping[str, str] = {
 }
 
 
-def write(folder: Path, check: bool = False) -> list[str]:
+def write(folder: Path, check: bool = False, more: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """
     Bring the generated files in a folder (`docs/`) up to date.
 
     Args:
         check: compare only, change nothing.
+        more: files that are made elsewhere, text by name.
     Returns: the names that differ, `schemas/task.offered.v1.json`; empty where all is as generated.
     """
     differ = []
-    for name, text in documents().items():
+    for name, text in {**documents(), **more}.items():
         file = folder / name
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             differ.append(name)

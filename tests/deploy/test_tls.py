@@ -21,9 +21,10 @@ from deploy.errors import SetupError
 from deploy.identities import Identities
 from deploy.servers import DATABASE, HOST, MongoServer, NatsServer, address, free_port, require_loopback
 from deploy.stack import Stack
-from shared import web
 from shared.bus import Bus
 from shared.errors import UnavailableError
+from shared.serving import serve
+from shared.settings import ServiceSettings
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +186,13 @@ def test_tls_does_not_stand_for_a_password(mongo: MongoServer) -> None:
 
 async def test_https_and_nothing_else_is_served(certificates: Certificates, foreign: Certificates) -> None:
     app, until, port = FastAPI(), asyncio.Event(), free_port()
+    settings = ServiceSettings(http_host=HOST, http_port=port, tls_file=certificates.file("http"))
 
     @app.get("/")
     async def hello() -> str:
         return "hello"
 
-    serving = asyncio.create_task(web.serve(app, HOST, port, until=until, tls_file=certificates.file("http")))
+    serving = asyncio.create_task(serve(app, settings, until=until))
 
     async def get(scheme: str, ca_file: Path | None) -> str:
         async with httpx2.AsyncClient(trust_env=False, verify=trusting(ca_file)) as client:

@@ -1,6 +1,5 @@
 """The docs say what is so: their commands run, their links lead somewhere, their tables name what exists."""
 
-import ast
 import asyncio
 import json
 import os
@@ -8,13 +7,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from deploy.identities import SERVICES
+from deploy import access
 from deploy.stack import Stack
-from shared.auth import ROLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -46,44 +43,10 @@ def test_every_command_in_the_operations_page_exists() -> None:
         assert done.returncode == 0, (command, done.stderr)
 
 
-def test_the_api_page_says_who_may_call_what() -> None:
+def test_the_api_page_names_every_route() -> None:
     page = (ROOT / "docs/api.md").read_text()
-    rows = dict(re.findall(r"^\| `((?:GET|POST) /v1/[^`]*)` \| ([^|]*) \|", page, re.MULTILINE))
-    routes = {route: roles for service in SERVICES for route, roles in routes_of(service)}
-    assert rows.keys() == routes.keys()
-    for route, roles in routes.items():
-        said = {role for role in ROLES if re.search(rf"\b{role}\b", rows[route])}
-        if roles == {*ROLES}:
-            assert rows[route] == "any role", route
-        elif roles is not None:
-            assert said == roles, route
-
-
-def routes_of(service: str) -> Iterator[tuple[str, set[str] | None]]:
-    """Each route under /v1 and the roles that its function asks for; None where it leaves that to somebody else."""
-    tree = ast.parse((ROOT / f"services/{service}/api.py").read_text())
-    named: dict[str, tuple[Any, ...]] = {"ROLES": ROLES}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Tuple):
-            named[node.targets[0].id] = tuple(e.value for e in node.value.elts if isinstance(e, ast.Constant))
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)):
-        for made in function.decorator_list:
-            if not (isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.args):
-                continue
-            path = ast.literal_eval(made.args[0])
-            asked = [
-                call.args
-                for call in ast.walk(function)
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "need"
-            ]
-            roles: set[str] = set()
-            for role in asked[0] if asked else ():
-                if isinstance(role, ast.Starred):
-                    assert isinstance(role.value, ast.Name)
-                    roles |= {*named[role.value.id]}
-                else:
-                    roles.add(ast.literal_eval(role))
-            yield f"{made.func.attr.upper()} {path}", roles if asked else None
+    named = set(re.findall(r"^\| `((?:GET|POST|PUT|DELETE) /v1/[^`]*)` \|", page, re.MULTILINE))
+    assert named == {name for _, name, _ in access.declared() if " /v1/" in name}
 
 
 def test_the_operations_page_explains_every_name_of_readiness() -> None:
@@ -105,7 +68,7 @@ def test_every_decision_is_listed() -> None:
 def test_catalogues_are_as_the_code_says() -> None:
     from shared import schema
 
-    assert schema.write(ROOT / "docs", check=True) == []
+    assert schema.write(ROOT / "docs", True, {"access.md": access.page()}) == [], "run `make schema`"
 
 
 def runnable() -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ import typer
 from deploy.errors import Said, SetupError
 
 if TYPE_CHECKING:
+    from deploy.admitting import Admitted
     from deploy.running import Running
     from deploy.stack import Stack
 
@@ -41,7 +42,9 @@ register_app = typer.Typer(
 members_app = typer.Typer(help="网格员与志愿者 / grid members and volunteers", no_args_is_help=True)
 contact_app = typer.Typer(help="联系方式 / how people are reached", no_args_is_help=True)
 ledger_app = typer.Typer(help="账本 / the ledger", no_args_is_help=True)
+office_app = typer.Typer(help="各区在总线上的账户 / the offices' accounts on the bus", no_args_is_help=True)
 app.add_typer(bus_app, name="bus")
+app.add_typer(office_app, name="office")
 app.add_typer(register_app, name="register")
 app.add_typer(members_app, name="members")
 app.add_typer(contact_app, name="contact")
@@ -138,9 +141,48 @@ def token(
     print(issue_token(Identities.open(data / "secrets"), sub, district, role, holds))
 
 
+@app.command()
+def revoke(
+    sub: Annotated[str, typer.Argument(help="持有人代号，如 m-17 / whose, a pseudonym such as m-17")],
+    why: Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """作废某人至今的全部令牌，并断开其连接 / end all tokens of somebody so far, and their connections."""
+    from deploy import admitting
+    from deploy.running import Running
+
+    closed = _run(admitting.revoke(Running.find(data), sub, why=why))
+    print(f"{sub}：断开 {closed} 个总线连接 / {closed} bus connections closed")
+
+
+@app.command()
+def gate() -> None:
+    """门房：人员凭令牌接入总线 / lets people in on the bus; the stack runs it by itself."""
+    from deploy.gate import main as run_gate
+
+    raise typer.Exit(run_gate())
+
+
 @bus_app.command(name="apply")
-def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: Json = False) -> None:
-    """使总线的流与声明一致 / bring the streams to what is declared."""
+def bus_apply(
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    show: Annotated[
+        bool, typer.Option("--print", help="只输出自有 nats-server 所需配置 / print what a server of your own needs")
+    ] = False,
+    accounts: Annotated[
+        Path, typer.Option(help="配合 --print：其存放账户的目录 / with --print: where that server keeps accounts")
+    ] = Path("accounts"),
+) -> None:
+    """使总线的流与声明一致、账户与台账一致 / bring streams to what is declared, accounts to the register."""
+    if show:
+        from datetime import UTC, datetime
+
+        from deploy.identities import Identities, bus_config
+
+        print(bus_config(Identities.open(data / "secrets"), accounts_dir=accounts, now=datetime.now(UTC)), end="")
+        return
     changes = _run(_bus_apply(data, dry_run=dry_run))
     if json_output:
         _print_json({"changes": changes, "dry_run": dry_run})
@@ -148,7 +190,86 @@ def bus_apply(data: Data = DEFAULT_DATA, dry_run: DryRun = False, json_output: J
         print("\n".join(changes) if changes else "无变化 / nothing to change")
     # Afterwards: what it mends may be what the ledger needs to record it.
     if changes and not dry_run and (stack := running(data)):
-        stack.acted("bus_applied", "streams", f"{len(changes)} changes")
+        stack.acted("bus_applied", "bus", f"{len(changes)} changes")
+
+
+District = Annotated[str, typer.Argument(help="行政区代码 / the district's code")]
+Why = Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger")]
+
+
+@office_app.command(name="add")
+def office_add(
+    district: District,
+    name: Annotated[str, typer.Option("--app", help="应用名 / which of its programs")] = "app",
+    people: Annotated[
+        bool | None, typer.Option("--people/--no-people", help="人员可否凭令牌接入 / whether its people may connect")
+    ] = None,
+    why: Why = "paidan office add",
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """准许一个区的应用接入，生成其凭据 / let in an office's app, with credentials of its own."""
+    from deploy import admitting
+    from deploy.running import Running
+
+    stack = Running.find(data)
+    admitted = _run(admitting.add(stack, district, name, people=people, why=why, dry_run=dry_run))
+    _print_admitted(admitted, dry_run=dry_run, json_output=json_output)
+
+
+@office_app.command(name="rotate")
+def office_rotate(
+    district: District,
+    name: Annotated[str, typer.Option("--app", help="应用名 / which of its programs")] = "app",
+    why: Why = "paidan office rotate",
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """更换凭据，旧凭据立即失效 / new credentials; whoever uses the old ones is out at once."""
+    from deploy import admitting
+    from deploy.running import Running
+
+    admitted = _run(admitting.rotate(Running.find(data), district, name, why=why, dry_run=dry_run))
+    _print_admitted(admitted, dry_run=dry_run, json_output=json_output)
+
+
+@office_app.command(name="remove")
+def office_remove(
+    district: District,
+    name: Annotated[
+        str | None, typer.Option("--app", help="只去掉这个应用 / this program only; else all, and people")
+    ] = None,
+    why: Why = "paidan office remove",
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """取消接入，立即断开 / let in no more; who is connected is out at once."""
+    from deploy import admitting
+    from deploy.running import Running
+
+    admitted = _run(admitting.remove(Running.find(data), district, name, why=why, dry_run=dry_run))
+    _print_admitted(admitted, dry_run=dry_run, json_output=json_output)
+
+
+@office_app.command(name="list")
+def office_list(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
+    """谁可接入，能看到什么 / who is let in, and what each sees."""
+    from deploy import admitting
+    from deploy.running import Running
+
+    offices = _run(admitting.listed(Running.find(data)))
+    if json_output:
+        _print_json({"offices": offices})
+        return
+    for office in offices:
+        people = "人员可接入 / people may connect" if office["people"] else "人员不可接入 / no people"
+        print(f"{office['district']}  {' '.join(app['app'] for app in office['apps']) or '–'}  {people}")
+        print("\n".join(f"    {subject}" for subject in office["sees"]))
+    if not offices:
+        print("没有 / none")
 
 
 @register_app.command(name="apply")
@@ -384,19 +505,34 @@ def _as_started(program: str) -> str:
 
 
 async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
+    from datetime import UTC, datetime
+
+    from deploy import keeping
+    from deploy.identities import Identities
     from deploy.running import Running, given_ca_file, given_seed
     from shared import streams
     from shared.bus import Bus
 
-    url = os.environ.get("NATS_URL")
+    url, sys = os.environ.get("NATS_URL"), None
     if url:
         bus = await Bus.connect(url, name="admin", seed=given_seed("admin"), ca_file=given_ca_file())
+        if seed := given_seed("sys"):  # else its accounts are somebody else's business
+            sys = await Bus.connect(url, name="sys", seed=seed, ca_file=given_ca_file())
     else:
-        bus = await Running.find(data).connect()
+        stack = Running.find(data)
+        bus = await stack.connect()
+        sys = await stack.connect("sys") if stack.seed("sys") else None
     try:
-        return await streams.apply(bus, dry_run=dry_run)
+        changes = await streams.apply(bus, dry_run=dry_run)
+        if sys:
+            identities = Identities.open(data / "secrets")
+            kept = await keeping.current(bus)
+            changes += await keeping.bring(sys, identities, kept, datetime.now(UTC), dry_run=dry_run)
+        return changes
     finally:
         await bus.drain()
+        if sys:
+            await sys.drain()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -441,6 +577,16 @@ def _counts(answer: dict[str, Any]) -> str:
     plain = {key: value for key, value in answer.items() if isinstance(value, (str, int, float, bool))}
     lists = {key: len(value) for key, value in answer.items() if isinstance(value, list) and key != "rows"}
     return "，".join(f"{key} {value}" for key, value in {**plain, **lists}.items()) or "完成 / done"
+
+
+def _print_admitted(admitted: "Admitted", *, dry_run: bool, json_output: bool) -> None:
+    file = str(admitted.file) if admitted.file else None
+    if json_output:
+        _print_json({"changes": admitted.changes, "credentials": file, "dry_run": dry_run})
+        return
+    print("\n".join(admitted.changes) if admitted.changes else "无变化 / nothing to change")
+    if file:
+        print(f"凭据（只给该应用）/ its credentials, for it alone: {file}")
 
 
 def _print_json(document: object) -> None:

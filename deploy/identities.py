@@ -1,8 +1,9 @@
 """
 Who is who in the stack: bus keys, token keys and secrets, made once and kept in one folder that only its owner reads.
 
-The folder is `<data>/secrets` (0700, files 0600): `nats/<name>.seed`, `<service>/<secret>` (what that service is given,
-and nothing else), `tokens.pem`, `jwks.json`, `mongo/<user>` and `mongo/keyfile`.
+The folder is `<data>/secrets` (0700, files 0600): `nats/operator` (the bus's root), `nats/<name>.creds` (what each connects
+with), `<service>/<secret>` (what that service is given, and nothing else), `offices/<district>/<app>.creds`, `tokens.pem`,
+`jwks.json`, `mongo/<user>` and `mongo/keyfile`.
 """
 
 import json
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jwt
-import nkeys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -27,8 +27,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from deploy import claims
+from deploy.claims import ACCOUNT_NO_LIMITS, Claims, Key, credentials, scope
+from deploy.offices import OfficeKeys
+from shared.facts import App
+
 SERVICES = ("intake", "dispatch", "notify", "ledger")
-NATS_NAMES = ("admin", *SERVICES, "sys")
+GATE = "gate"
+NATS_NAMES = ("admin", *SERVICES, GATE, "sys")
 
 # What each service is given in its secrets folder: 32 random bytes each, as hex.
 SERVICE_SECRETS: Mapping[str, tuple[str, ...]] = {
@@ -60,11 +66,13 @@ class Identities:
         """
         identities = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, *(folder / name for name in ("nats", "mongo", *SERVICES))):
+        for place in (folder, *(folder / name for name in ("nats", "mongo", "offices", *SERVICES, GATE))):
             place.mkdir(exist_ok=True)
             place.chmod(0o700)
+        for file in (folder / "nats" / "operator", folder / GATE / "offices_secret"):
+            _keep(file, lambda: secrets.token_hex(32))
         for name in NATS_NAMES:
-            _keep(identities.seed_file(name), _new_user_seed)
+            _keep(identities.seed_file(name), lambda: identities._credentials(name))  # noqa: B023  called at once
         for service, names in SERVICE_SECRETS.items():
             for name in names:
                 _keep(folder / service / name, lambda: secrets.token_hex(32))
@@ -76,17 +84,59 @@ class Identities:
         return identities
 
     def seed_file(self, name: str) -> Path:
-        """The file with the NKey seed of `admin`, `intake`, `dispatch`, `notify`, `ledger` or `sys`."""
-        return self.folder / "nats" / f"{name}.seed"
+        """The file that `admin`, a service, `gate` or `sys` connects to the bus with."""
+        return self.folder / "nats" / f"{name}.creds"
 
     def seed(self, name: str) -> str:
-        """The NKey seed of one of `NATS_NAMES`: `bus.connect(url, seed=identities.seed("dispatch"))`."""
-        return self.seed_file(name).read_text().strip()
+        """The credentials of one of `NATS_NAMES`: `bus.connect(url, seed=identities.seed("dispatch"))`."""
+        return self.seed_file(name).read_text()
 
-    def public_key(self, name: str) -> str:
-        """The public NKey (`U…`) that the server knows this name by."""
-        public: bytes = nkeys.from_seed(self.seed(name).encode()).public_key
-        return public.decode()
+    @property
+    def operator(self) -> Key:
+        """Signs accounts: the root of all rights on the bus."""
+        return Key.derive(self._operator_secret, "operator")
+
+    @property
+    def hub(self) -> Key:
+        """The account of the services, which owns every stream."""
+        return Key.derive(self._operator_secret, "account", "HUB")
+
+    @property
+    def sys(self) -> Key:
+        """The account in which the server is asked about itself."""
+        return Key.derive(self._operator_secret, "account", "SYS")
+
+    @property
+    def office_keys(self) -> OfficeKeys:
+        """The keys of the offices and of the gate."""
+        return OfficeKeys(self.secret(GATE, "offices_secret"))
+
+    def office_file(self, district: str, app: str) -> Path:
+        """The file that an app of an office connects with; it need not be there."""
+        return self.folder / "offices" / district / f"{app}.creds"
+
+    def office_credentials(self, district: str, app: App, seed: str) -> str:
+        """What an app of an office connects with. Whether it is let in, the register decides."""
+        signer, account = self.office_keys.app(district, app), self.office_keys.account(district).public
+        return credentials(claims.user(signer, account, app.key, app.app, iat=1), seed)
+
+    def signer(self, name: str) -> Key:
+        """Signs for one of `NATS_NAMES`, who may do what this key's scope says."""
+        return Key.derive(self._operator_secret, "account", "signer", name)
+
+    def user(self, name: str) -> Key:
+        """The key by which the server knows one of `NATS_NAMES`, or `nobody`."""
+        return Key.derive(self._operator_secret, "user", name)
+
+    def _credentials(self, name: str) -> str:
+        account = {"sys": self.sys, GATE: self.office_keys.gate()}.get(name, self.hub).public
+        return credentials(
+            claims.user(self.signer(name), account, self.user(name).public, name, iat=1), self.user(name).seed
+        )
+
+    @property
+    def _operator_secret(self) -> str:
+        return (self.folder / "nats" / "operator").read_text().strip()
 
     def secrets_dir(self, service: str) -> Path:
         """The folder that holds this service's secrets, one file each, and nobody else's."""
@@ -222,7 +272,7 @@ RIGHTS: Mapping[str, Rights] = {
     "dispatch": _rights(
         "dispatch",
         (*_FOLDS, "cmd.*.desk.>", "desk.*.alive.>", "$KV.CONTACTS.>", *_reads("KV_CONTACTS")),
-        ("cmd.*.desk.>", "desk.*.alive.>"),
+        ("cmd.*.desk.>", "qry.*.desk.>", "desk.*.alive.>"),
         answers=True,
     ),
     "notify": _rights(
@@ -235,6 +285,9 @@ RIGHTS: Mapping[str, Rights] = {
 }
 
 
+GATE_RIGHTS = Rights((), ("$SYS.REQ.USER.AUTH", "_INBOX_gate.>"), answers=True)
+"""Of the gate, in an account of its own: it hears who wants in, with their tokens, and answers."""
+
 _GROWS = ("find", "insert", "createIndex")
 _FOLDED = (*_GROWS, "update", "dropCollection")  # a rebuilt collection takes the other's place
 
@@ -246,6 +299,60 @@ MONGO_RIGHTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def accounts(identities: Identities, now: datetime) -> dict[str, str]:
+    """
+    The accounts that no office has anything to do with, by public key, as the server takes them: SYS, HUB and GATE.
+
+    What HUB exports, an office may import only with HUB's signed consent (`deploy/offices.py`).
+    """
+    iat = int(now.timestamp())
+    unlimited: Claims = {"type": "account", "limits": dict(ACCOUNT_NO_LIMITS)}
+    stored = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
+    hub: Claims = {
+        "type": "account",
+        "limits": {**ACCOUNT_NO_LIMITS, **stored},
+        "exports": [
+            {"name": "live", "subject": "live.evt.*.>", "type": "stream", "token_req": True},
+            {"name": "commands", "subject": "cmd.*.desk.>", "type": "service", "token_req": True},
+            {"name": "queries", "subject": "qry.*.desk.>", "type": "service", "token_req": True},
+        ],
+        "signing_keys": [_scope(identities, name, rights) for name, rights in RIGHTS.items()],
+    }
+    gate: Claims = {
+        **unlimited,
+        "signing_keys": [_scope(identities, GATE, GATE_RIGHTS)],
+        "authorization": {"auth_users": [identities.user(GATE).public], "allowed_accounts": ["*"]},
+    }
+    sys: Claims = {**unlimited, "signing_keys": [_scope(identities, "sys", Rights((">",), (">",)))]}
+    own = {"SYS": (identities.sys, sys), "HUB": (identities.hub, hub), "GATE": (identities.office_keys.gate(), gate)}
+    operator = identities.operator
+    return {key.public: operator.sign(key.public, name, nats, iat=iat) for name, (key, nats) in own.items()}
+
+
+def bus_config(identities: Identities, *, accounts_dir: Path, now: datetime) -> str:
+    """
+    The part of nats-server's configuration that says whom it trusts: its operator, where it keeps the accounts of offices, and
+    SYS, HUB and GATE to begin with. Who brings no credentials is `nobody`, until the gate has looked at the token.
+
+    Args:
+        accounts_dir: the server's folder for accounts; empty at first.
+    """
+    iat = int(now.timestamp())
+    operator, gate = identities.operator, identities.office_keys.gate()
+    declared = operator.sign(operator.public, "paidan", {"type": "operator"}, iat=iat)
+    nothing = {"deny": [">"]}
+    nobody = {"type": "user", "bearer_token": True, "subs": 0, "data": -1, "payload": 0, "pub": nothing, "sub": nothing}
+    first = "\n".join(f"  {public}: {token}" for public, token in accounts(identities, now).items())
+    return f"""operator: {declared}
+system_account: {identities.sys.public}
+default_sentinel: {gate.sign(identities.user("nobody").public, "nobody", nobody, iat=iat)}
+resolver {{ type: full, dir: {json.dumps(str(accounts_dir))}, allow_delete: true, interval: "2m", limit: 10000 }}
+resolver_preload {{
+{first}
+}}
+"""
+
+
 def nats_config(
     identities: Identities,
     *,
@@ -253,39 +360,39 @@ def nats_config(
     store: Path,
     host: str = "127.0.0.1",
     monitor_port: int | None = None,
+    websocket_port: int | None = None,
+    origins: Sequence[str] = (),
     tls_file: Path | None = None,
     server_name: str = "paidan",
+    now: datetime | None = None,
 ) -> str:
     """
-    nats-server's configuration: accounts SYS and HUB, an NKey per name, JetStream that syncs before it says yes.
+    nats-server's configuration: whom it trusts (`bus_config`), and JetStream that syncs before it says yes.
 
     Args:
-        store: JetStream's folder.
+        store: JetStream's folder; the accounts are kept beside it.
         monitor_port: plain HTTP for `/healthz` and `/jsz`, on loopback whatever the host; None for no such port.
+        websocket_port: for browsers, whose page must come from one of `origins`; None for no such port.
         tls_file: certificate and key; clients then have to begin with the handshake, before a word in the clear.
     """
-    users = ",\n".join(_user(identities.public_key(name), rights) for name, rights in RIGHTS.items())
+    where = f"[{host}]" if ":" in host else host
     monitor = f'http: "127.0.0.1:{monitor_port}"\n' if monitor_port else ""
     # A client that waits for the server's greeting believes a plain one that says no TLS is needed, and sends its token.
     tls = _tls(tls_file, more="handshake_first: true") if tls_file else ""
+    websocket = ""
+    if websocket_port:
+        privacy = _tls(tls_file) if tls_file else "no_tls: true, "
+        pages = json.dumps([*origins])
+        websocket = f'websocket {{ listen: "{where}:{websocket_port}", {privacy}allowed_origins: {pages} }}\n'
+    trusted = bus_config(identities, accounts_dir=store.parent / "accounts", now=now or datetime.now(UTC))
     return f"""server_name: {json.dumps(server_name)}
-listen: "{f"[{host}]" if ":" in host else host}:{port}"
-{monitor}{tls}jetstream {{
+listen: "{where}:{port}"
+{monitor}{tls}{websocket}jetstream {{
   store_dir: {json.dumps(str(store))}
   # Without it JetStream says yes before the disk does: a power loss then takes up to two minutes of facts.
   sync_interval: always
 }}
-system_account: SYS
-accounts {{
-  SYS {{ users: [ {{ nkey: {identities.public_key("sys")} }} ] }}
-  HUB {{
-    jetstream: enabled
-    users: [
-{users}
-    ]
-  }}
-}}
-"""
+{trusted}"""
 
 
 def _tls(file: Path, *, more: str = "") -> str:
@@ -293,14 +400,9 @@ def _tls(file: Path, *, more: str = "") -> str:
     return f'tls {{ cert_file: {name}, key_file: {name}, min_version: "1.3", timeout: 5, {more} }}\n'
 
 
-def _user(public_key: str, rights: Rights) -> str:
-    publish, subscribe = json.dumps(rights.publish), json.dumps(rights.subscribe)
-    answers = ', allow_responses: { max: 1, expires: "30s" }' if rights.answers else ""
-    return (
-        f"      {{ nkey: {public_key}, permissions: {{\n"
-        f"          publish: {{ allow: {publish} }}\n"
-        f"          subscribe: {{ allow: {subscribe} }}{answers} }} }}"
-    )
+def _scope(identities: Identities, name: str, rights: Rights) -> Claims:
+    signer = identities.signer(name)
+    return scope(signer, name, publish=rights.publish, subscribe=rights.subscribe, answers=rights.answers)
 
 
 def _keep(file: Path, make: Callable[[], str]) -> None:
@@ -318,11 +420,6 @@ def write_secret(file: Path, text: str) -> None:
         out.flush()
         os.fsync(descriptor)
     fresh.replace(file)
-
-
-def _new_user_seed() -> str:
-    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
-    return seed.decode()
 
 
 def _new_signing_key() -> str:

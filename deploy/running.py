@@ -75,7 +75,7 @@ class Running:
         return issue_token(Identities.open(self.data / "secrets"), sub, district, roles, timedelta(minutes=10))
 
     def seed(self, name: str) -> str | None:
-        """The NKey seed of this name on its bus; None where your own bus was given without one."""
+        """What this name connects to its bus with; None where your own bus was given without one."""
         return Identities.open(self.data / "secrets").seed(name) if self.own_nats else given_seed(name)
 
     async def connect(self, name: str = "admin") -> Bus:
@@ -157,7 +157,7 @@ class Running:
 
 
 def given_seed(name: str) -> str | None:
-    """The seed in the file that `PAIDAN_<NAME>_SEED_FILE` names, for a bus of your own; None where it is not set."""
+    """The credentials in the file that `PAIDAN_<NAME>_SEED_FILE` names, for a bus of your own; None where it is not set."""
     file = os.environ.get(f"PAIDAN_{name.upper()}_SEED_FILE")
     return Path(file).read_text().strip() if file else None
 

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from ipaddress import ip_address
@@ -260,6 +260,7 @@ class NatsServer(_Server):
         monitor: whether to serve plain HTTP for `/jsz` and the like, on `monitor_port`, on loopback.
         host: where it listens.
         certificates: for TLS; None: in the clear.
+        websocket_port: for browsers, with pages from one of `origins`; None: not served.
     """
 
     name = "nats-server"
@@ -273,12 +274,16 @@ class NatsServer(_Server):
         monitor: bool = False,
         host: str = HOST,
         certificates: Certificates | None = None,
+        websocket_port: int | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         super().__init__(data, port)
         self.identities = identities
         self.host = host
         self.certificates = certificates
         self.monitor_port = free_port() if monitor else None
+        self.websocket_port = websocket_port
+        self.origins = origins
 
     @property
     def url(self) -> str:
@@ -286,17 +291,30 @@ class NatsServer(_Server):
         return f"{'tls' if self.certificates else 'nats'}://{address(self.host, self.port)}"
 
     @property
+    def websocket_url(self) -> str:
+        """For browsers and whoever else speaks WebSocket."""
+        assert self.websocket_port, "started without"
+        return f"{'wss' if self.certificates else 'ws'}://{address(self.host, self.websocket_port)}"
+
+    @property
     def config_file(self) -> Path:
         """What it was started with."""
         return self.data / "nats-server.conf"
 
     def _command(self) -> list[str]:
+        store = self.data / "jetstream"
+        # Before offices had accounts the services' was called HUB; a stream belongs to the account by whose name it is kept.
+        before, hub = store / "jetstream" / "HUB", store / "jetstream" / self.identities.hub.public
+        if before.exists() and not hub.exists():
+            before.rename(hub)
         self.config_file.write_text(
             nats_config(
                 self.identities,
                 port=self.port,
-                store=self.data / "jetstream",
+                store=store,
                 monitor_port=self.monitor_port,
+                websocket_port=self.websocket_port,
+                origins=self.origins,
                 host=self.host,
                 tls_file=self.certificates.file("nats") if self.certificates else None,
             )

@@ -24,10 +24,10 @@ import httpx2
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from deploy import leash
+from deploy import keeping, leash
 from deploy.certificates import Certificates, trusting
 from deploy.errors import Said, SetupError
-from deploy.identities import SERVICES, TOKEN_TTL, Identities, issue_token
+from deploy.identities import GATE, SERVICES, TOKEN_TTL, Identities, issue_token
 from deploy.running import given_ca_file, refused
 from deploy.servers import (
     HOST,
@@ -56,8 +56,8 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 
 
 def service_command(service: str) -> Sequence[str]:
-    """How a service is started."""
-    return (sys.executable, "-m", f"services.{service}")
+    """How a service is started, or the gate."""
+    return (sys.executable, "-m", "deploy.gate" if service == GATE else f"services.{service}")
 
 
 def restart_delay(deaths: int) -> float:
@@ -103,12 +103,15 @@ class Stack:
         mongodb_uri: a replica set of your own (default: `MONGODB_URI`). None starts one.
         instances: how many of a service, one where it is not named; `{"dispatch": 2}`.
         environment: more variables for a service, `{"notify": {"PAIDAN_…": "…"}}`; for all of them under `"*"`.
-        http_port: the first of consecutive ports for the services, in the order of `SERVICES`; None for free ones.
+        http_port: the first of consecutive ports for the services, in the order of `services`, and then for WebSocket
+            to the bus; None for free ones.
         nats_port, mongo_port: None for free ones.
         host: where the services and the bus listen; beyond loopback with `tls` only. mongod stays on loopback.
         tls: bus, mongod and HTTP with certificates of the stack's own.
         names: host names and addresses that others reach this machine by, for the certificates.
-        services: which to run.
+        services: which to run, `gate` among them: without it the bus knows no offices.
+        origins: pages of staff apps that may speak to our bus by WebSocket, such as `https://desk.example.org` (default:
+            `PAIDAN_WEBSOCKET_ORIGINS`, with commas); the services' own pages may.
         on_event: told, in a line for people, when something died or came back; `<data>/logs/stack.log` has it anyway.
         command: how a service is started; for tests of the supervision itself.
     """
@@ -124,7 +127,10 @@ class Stack:
     host: str = HOST
     tls: bool = False
     names: Sequence[str] = ()
-    services: Sequence[str] = SERVICES
+    services: Sequence[str] = (*SERVICES, GATE)
+    origins: Sequence[str] = field(
+        default_factory=lambda: os.environ.get("PAIDAN_WEBSOCKET_ORIGINS", "").replace(",", " ").split()
+    )
     on_event: Callable[[str], None] = lambda _: None
     command: Callable[[str], Sequence[str]] = service_command
 
@@ -174,6 +180,9 @@ class Stack:
         self.children = [*self._plan()]
         await asyncio.gather(self._start_nats(), self._start_mongo())
         await self._apply_streams()
+        if GATE in self.services and (self.nats or self._seed_file("sys")):
+            keeper = keeping.keep(self.connect, self.identities, self._log)
+            self._watches.append(asyncio.create_task(keeper, name="keep the bus to the register"))
         for child in self.children:
             await self._spawn(child)
             child.keeper = asyncio.create_task(self._keep(child), name=f"keep {child.name}")
@@ -225,6 +234,11 @@ class Stack:
         return given_ca_file() if self.nats_url else self.ca_file
 
     @property
+    def websocket_url(self) -> str | None:
+        """The bus for browsers; None where it is yours."""
+        return self.nats.websocket_url if self.nats else None
+
+    @property
     def ledger_uri(self) -> str:
         """MongoDB as the ledger reaches it, ours or yours."""
         if self.mongodb_uri:
@@ -265,6 +279,11 @@ class Stack:
     async def connect(self, name: str = "admin") -> Bus:
         """A connection to the bus as `admin` or one of the services; the caller drains it."""
         return await Bus.connect(self.bus_url, name=name, seed=self.seed(name), ca_file=self.bus_ca_file)
+
+    async def connect_office(self, district: str, app: str) -> Bus:
+        """A connection to the bus as an app that an office was given (`paidan office add`); the caller drains it."""
+        file = self.identities.office_file(district, app)
+        return await Bus.connect(self.bus_url, name=app, seed=file.read_text(), ca_file=self.bus_ca_file)
 
     # --- what tests and demos do to it ---------------------------------------------------------------------------
 
@@ -332,6 +351,8 @@ class Stack:
         if self.nats_url:
             return
         if self.nats is None:
+            scheme = "https" if self.tls else "http"
+            pages = {f"{scheme}://{address(h, c.port)}" for c in self.children for h in (self.host, HOST, "localhost")}
             self.nats = NatsServer(
                 self.data / "nats",
                 self.identities,
@@ -339,6 +360,8 @@ class Stack:
                 monitor=True,
                 host=self.host,
                 certificates=self.certificates,
+                websocket_port=self.http_port + len(self.children) if self.http_port else free_port(),
+                origins=sorted({*pages, *self.origins}),
             )
         await asyncio.to_thread(self.nats.start)
         self._watches.append(asyncio.create_task(self._watch(self.nats), name="watch nats-server"))
@@ -387,6 +410,8 @@ class Stack:
     def _plan(self) -> list[Child]:
         children: list[Child] = []
         for service in self.services:
+            if service == GATE and self.nats_url and not self._seed_file(GATE):
+                continue  # a bus of your own that was not made for it
             for instance in range(1, self.instances.get(service, 1) + 1):
                 port = self.http_port + len(children) if self.http_port else free_port()
                 if self.http_port:
@@ -536,6 +561,7 @@ class Stack:
             "urls": self.urls,
             "all_urls": self.all_urls,
             "nats_url": self.bus_url,
+            "websocket_url": self.websocket_url,
             "own_nats": self.nats is not None,
             "ca_file": str(self.ca_file) if self.ca_file else None,
             "ports": {child.name: child.port for child in self.children}

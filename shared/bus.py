@@ -25,7 +25,7 @@ from uuid import uuid4
 import nats.errors
 import nats.js.errors
 import orjson
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -39,6 +39,8 @@ EXPECT = "Nats-Expected-Last-Subject-Sequence"
 DOWN = (TimeoutError, OSError, RuntimeError, nats.errors.Error)
 """What a call raises while the connection is away; RuntimeError is uvloop's word for a transport that has just closed."""
 CONFLICTS = frozenset({10071, 10164})
+ANSWERS = ("_inbox_", "_r_.")
+"""Where answers go: to who asked here, and, through the server, to who asked from another account."""
 SPLIT_BEHIND = 1000
 """From so many waiting messages on a reader of several subjects reads each by itself."""
 
@@ -112,7 +114,8 @@ class Bus:
 
         Args:
             name: the service; replies come to `_INBOX_<name>.>`.
-            seed: its NKey seed; None where the server asks for none.
+            seed: its credentials (a token and a seed, the text of a `.creds` file) or its NKey seed; None where the server asks
+                for none.
             ca_file: the authority of the server's certificate. The connection then begins with the handshake (the server
                 needs `handshake_first`): a greeting in the clear could talk the client out of TLS.
         Raises:
@@ -128,7 +131,7 @@ class Bus:
             # answer: the right to give it ends with the connection that brought the question.
             wrong[:] = [why]
             said = str(why).lower()
-            if "permissions violation" in said and 'publish to "_inbox_' not in said:
+            if "permissions violation" in said and not any(f'publish to "{answer}' in said for answer in ANSWERS):
                 bus.refused = str(why)
 
         async def on_closed() -> None:
@@ -143,7 +146,7 @@ class Bus:
                 bus._nc.connect(
                     url,
                     name=f"paidan-{name}",
-                    nkeys_seed_str=seed,
+                    **_identity(seed),
                     inbox_prefix=f"_INBOX_{name}",
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; the library annotates int
@@ -591,6 +594,12 @@ class Reader:
             elif status != "100":
                 self._asked, self._fine = 0, False
         self._wake.set()
+
+
+def _identity(seed: str | None) -> dict[str, Any]:
+    if seed and "BEGIN NATS USER JWT" in seed:
+        return {"user_credentials": RawCredentials(seed)}
+    return {"nkeys_seed_str": seed.strip() if seed else None}
 
 
 class _NotThereError(BusError):

@@ -24,7 +24,7 @@ class ServiceSettings(BaseSettings):
     nats_ca_file: Path | None = Field(None, validation_alias="NATS_CA_FILE")
     """Who has signed the bus's certificate; None for a bus in the clear, on loopback."""
     nats_seed_file: Path | None = None
-    """This service's NKey seed; None for a bus that asks for none."""
+    """What this service connects with, credentials (`.creds`) or an NKey seed; None for a bus that asks for none."""
     instance: str = "1"
     """Tells instances of one service apart: in leases, logs and metrics."""
     http_host: str = "127.0.0.1"
@@ -57,7 +57,7 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def seed(self) -> str | None:
-        """The NKey seed, or None. Raises OSError where the file cannot be read."""
+        """What is in that file, or None. Raises OSError where it cannot be read."""
         return self.nats_seed_file.read_text().strip() if self.nats_seed_file else None
 
     def secret(self, name: str) -> SecretStr:

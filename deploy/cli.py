@@ -144,10 +144,10 @@ def token(
 @app.command()
 def revoke(
     sub: Annotated[str, typer.Argument(help="持有人代号，如 m-17 / whose, a pseudonym such as m-17")],
-    why: Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger")],
+    why: Why,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """作废某人至今的全部令牌，并断开其连接 / end all tokens of somebody so far, and their connections."""
+    """作废某人的全部令牌并断开其连接 / end somebody's tokens and connections."""
     from deploy import admitting
     from deploy.running import Running
 
@@ -175,7 +175,7 @@ def bus_apply(
         Path, typer.Option(help="配合 --print：其存放账户的目录 / with --print: where that server keeps accounts")
     ] = Path("accounts"),
 ) -> None:
-    """使总线的流与声明一致、账户与台账一致 / bring streams to what is declared, accounts to the register."""
+    """使总线的流与账户一如声明与台账 / bring streams and accounts to what they should be."""
     if show:
         from datetime import UTC, datetime
 
@@ -194,7 +194,6 @@ def bus_apply(
 
 
 District = Annotated[str, typer.Argument(help="行政区代码 / the district's code")]
-Why = Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger")]
 
 
 @office_app.command(name="add")

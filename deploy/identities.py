@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from deploy import claims
-from deploy.claims import ACCOUNT_NO_LIMITS, Claims, Key, credentials, scope
+from deploy.claims import ACCOUNT_NO_LIMITS, NO_LIMITS, Claims, Key, credentials, scope
 from deploy.offices import OfficeKeys
 from shared.facts import App
 
@@ -341,7 +341,7 @@ def bus_config(identities: Identities, *, accounts_dir: Path, now: datetime) -> 
     operator, gate = identities.operator, identities.office_keys.gate()
     declared = operator.sign(operator.public, "paidan", {"type": "operator"}, iat=iat)
     nothing = {"deny": [">"]}
-    nobody = {"type": "user", "bearer_token": True, "subs": 0, "data": -1, "payload": 0, "pub": nothing, "sub": nothing}
+    nobody = {"type": "user", "bearer_token": True, **NO_LIMITS, "pub": nothing, "sub": nothing}
     first = "\n".join(f"  {public}: {token}" for public, token in accounts(identities, now).items())
     return f"""operator: {declared}
 system_account: {identities.sys.public}

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Self
 
 import nats
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 
 from deploy import leash
 from deploy.identities import Identities
@@ -147,7 +147,7 @@ async def bare_connection(url: str, seed: str, name: str) -> Client:
     return await nats.connect(
         url,
         name=f"bare-{name}",
-        nkeys_seed_str=seed,
+        user_credentials=RawCredentials(seed),
         inbox_prefix=f"_INBOX_{name}".encode(),
         pending_size=0,
         ping_interval=5,

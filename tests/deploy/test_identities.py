@@ -8,7 +8,7 @@ from pathlib import Path
 import jwt
 import nats
 import pytest
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
@@ -63,7 +63,7 @@ async def _connect(server: NatsServer, identities: Identities, name: str) -> tup
 
     connection = await nats.connect(
         server.url,
-        nkeys_seed_str=identities.seed(name),
+        user_credentials=RawCredentials(identities.seed(name)),
         inbox_prefix=f"_INBOX_{name}".encode(),
         allow_reconnect=False,
         error_cb=keep,

@@ -76,7 +76,7 @@ async def test_links_in_messages_lead_to_dispatch_unless_somebody_has_said(
 async def test_a_service_is_told_where_things_are_and_no_more(stack: Stack) -> None:
     told = await _environment_of(stack.urls["intake"])
     assert told["NATS_URL"] == stack.bus_url
-    assert told["PAIDAN_NATS_SEED_FILE"].endswith("nats/intake.seed")
+    assert told["PAIDAN_NATS_SEED_FILE"].endswith("nats/intake.creds")
     assert told["EXTRA"] == "1"
     assert "MONGODB_URI" not in told
     assert "district_kek" in {file.name for file in Path(told["PAIDAN_SECRETS_DIR"]).iterdir()}

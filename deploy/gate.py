@@ -24,7 +24,7 @@ from deploy import claims
 from deploy.claims import Key
 from deploy.identities import GATE
 from deploy.offices import STAFF, OfficeKeys
-from shared import telemetry, web
+from shared import serving, telemetry, web
 from shared.auth import EVERYWHERE, Caller, Doorkeeper
 from shared.bus import Bus, Request
 from shared.errors import PaidanError, RefusedError
@@ -97,7 +97,7 @@ async def run(settings: ServiceSettings) -> None:
         UnavailableError: the bus cannot be reached.
         OSError: the HTTP port is taken, a secret is missing, or the connection is lost for good.
     """
-    until = web.stop_on_signals()
+    until = serving.stop_on_signals()
     doorkeeper = Doorkeeper.of(settings)
     gate = Gate(doorkeeper, OfficeKeys(settings.secret("offices_secret").get_secret_value()))
     bus = await Bus.connect(settings.nats_url, name=GATE, seed=settings.seed(), ca_file=settings.nats_ca_file)
@@ -114,7 +114,7 @@ async def run(settings: ServiceSettings) -> None:
     watching = asyncio.create_task(stop_when_closed())
     try:
         await bus.serve(ASKS, gate.answer, alone=True)
-        await web.serve(app, settings.http_host, settings.http_port, until=until, tls_file=settings.tls_file)
+        await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()
         watching.cancel()

@@ -276,6 +276,11 @@ class TaskOpened(Fact):
     skills: tuple[Code, ...] = ()
     due: Due
     same_as: Id | None = None
+    located_in: District | None = None
+    point: Point | None = None
+    language: Language = "zh-CN"
+    by: Id | None = None
+    """Of a task that came from another office: the hand-over that was signed, or the conferral that ruled so."""
 
 
 class TaskOffered(Fact):
@@ -424,8 +429,8 @@ class HandoverOffered(Fact):
     task_id: Id
     request_id: Id
     round: Count
-    attempt: Annotated[int, Field(strict=True, ge=1, le=100)]
-    """1 for the first office that was asked for this task, one more after each refusal."""
+    attempt: Count
+    """1 for the first time that an office was asked for this task, one more each time after."""
     to: District
     reason: HandoverReason
     basis: Basis | None = None
@@ -479,6 +484,45 @@ class HandoverLapsed(Fact):
     reason: Literal["ended", "unanswered", "taken_back"]
 
 
+class HandoverReceived(HandoverOffered):
+    """Another office's question has arrived: written by the office that is asked, so that it is among its own facts."""
+
+    name = "handover.received"
+
+    giver: District
+
+
+class HandoverReturned(Fact):
+    """The other office's refusal has arrived: the task stays, and the office that offered it says so among its own facts."""
+
+    name = "handover.returned"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    to: District
+    reason: HandoverReason
+    basis: Basis
+
+
+class HandoverSettled(Fact):
+    """
+    The question no longer stands for the office that was asked: it lapsed, or the request was withdrawn (`withdrawn`).
+
+    Where the giver had written `task.handed_over` before it knew of the withdrawal, the task ends as it begins.
+    """
+
+    name = "handover.settled"
+    service = "dispatch"
+    key = "handover_id"
+
+    handover_id: Id
+    task_id: Id
+    giver: District
+    reason: Literal["ended", "unanswered", "taken_back", "withdrawn"]
+
+
 class TaskHandedOver(Fact):
     """The one moment at which a task changes its office: the giver's task ends, the receiver opens its own (`new_task_id`)."""
 
@@ -496,6 +540,8 @@ class TaskHandedOver(Fact):
     item: ItemCode
     urgency: Urgency
     due: Due
+    located_in: District | None = None
+    point: Point | None = None
     language: Language = "zh-CN"
     grant: bool
 
@@ -534,7 +580,7 @@ class ConferralRuled(Fact):
 
 
 class ConferralEnded(Fact):
-    """The conferral is over for the office that asked: it has done as was ruled, or there is nothing left to rule on."""
+    """The conferral is over, says the office that asked: it does as was ruled, or there is nothing left to rule on."""
 
     name = "conferral.ended"
     service = "dispatch"
@@ -543,7 +589,28 @@ class ConferralEnded(Fact):
     conferral_id: Id
     task_id: Id
     reason: Literal["ruled", "ended", "overdue"]
-    """`overdue`: the deadline passed without a ruling; it still stands, and the supervisor is told."""
+    """`overdue`: nobody ruled in time: the first receiver keeps the task, and may offer it again."""
+
+
+class ConferralReceived(ConferralOpened):
+    """A conferral that an office takes part in, or leads, has arrived there."""
+
+    name = "conferral.received"
+
+    giver: District
+
+
+class ConferralSettled(Fact):
+    """The conferral is over for an office that took part in it."""
+
+    name = "conferral.settled"
+    service = "dispatch"
+    key = "conferral_id"
+
+    conferral_id: Id
+    task_id: Id
+    giver: District
+    reason: Literal["ruled", "ended", "overdue", "withdrawn"]
 
 
 class HelpAsked(Fact):
@@ -604,7 +671,43 @@ class HelpLapsed(Fact):
     help_id: Id
     task_id: Id
     to: District
-    reason: Literal["ended", "unanswered", "taken_back"]
+    reason: Literal["ended", "unanswered"]
+
+
+class HelpReceived(HelpAsked):
+    """Another office's call for help has arrived, with the hour by which to report in."""
+
+    name = "help.received"
+
+    asker: District
+
+
+class HelpAnswered(Fact):
+    """The answer has arrived where help was asked for: who comes, or `reason` why nobody does."""
+
+    name = "help.answered"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    to: District
+    member_id: MemberId | None = None
+    reason: Code | None = None
+
+
+class HelpSettled(Fact):
+    """The help is over for the office that was asked; whoever was lent is free again."""
+
+    name = "help.settled"
+    service = "dispatch"
+    key = "help_id"
+
+    help_id: Id
+    task_id: Id
+    asker: District
+    member_id: MemberId | None = None
+    reason: Literal["ended", "unanswered", "released"]
 
 
 class HelpReleased(Fact):
@@ -975,9 +1078,9 @@ CATALOGUE: tuple[type[Fact], ...] = (
     MemberEnrolled, MemberLeft, MemberErased,
     TaskOpened, TaskOffered, TaskAccepted, TaskDeclined, TaskExpired, TaskUnplaced, TaskArrived, TaskDone, TaskClosed,
     MatchExplained, TurnCommitted, InputRefused,
-    HandoverOffered, HandoverSigned, HandoverRefused, HandoverLapsed, TaskHandedOver,
-    ConferralOpened, ConferralRuled, ConferralEnded,
-    HelpAsked, HelpSeated, HelpRefused, HelpLapsed, HelpReleased, HelpRated,
+    HandoverOffered, HandoverReceived, HandoverSigned, HandoverRefused, HandoverReturned, HandoverLapsed, HandoverSettled,
+    TaskHandedOver, ConferralOpened, ConferralReceived, ConferralRuled, ConferralEnded, ConferralSettled,
+    HelpAsked, HelpReceived, HelpSeated, HelpRefused, HelpAnswered, HelpLapsed, HelpReleased, HelpSettled, HelpRated,
     NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NoticeAnswered, NotifyTurnCommitted, NotifyInputRefused,
     DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, RegisterApplied,
     LedgerActed,

@@ -6,16 +6,18 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from services.dispatch.words import OUTCOMES, REASONS, listed, published
+from services.dispatch.words import OUTCOMES, REASONS, UNWILLING, listed, published
 from shared.auth import Caller
 from shared.errors import RefusedError
-from shared.facts import Code, Id, MemberEnrolled, MemberId
+from shared.facts import Basis, Code, District, Grade, HandoverReason, Id, MemberEnrolled, MemberId
 from shared.problems import said
 
 Reason = Annotated[Code, AfterValidator(listed(REASONS, "reason")), Field(json_schema_extra=published(REASONS))]
 """One of `REASONS`. Raises RefusedError `not_listed`."""
 Outcome = Annotated[Code, AfterValidator(listed(OUTCOMES, "outcome")), Field(json_schema_extra=published(OUTCOMES))]
 """One of `OUTCOMES`. Raises RefusedError `not_listed`."""
+Unwilling = Annotated[Code, AfterValidator(listed(UNWILLING, "reason")), Field(json_schema_extra=published(UNWILLING))]
+"""One of `UNWILLING`. Raises RefusedError `not_listed`."""
 
 
 class Verb(BaseModel):
@@ -95,6 +97,96 @@ class Leave(Verb):
     member: MemberId
 
 
+class HandOver(Verb):
+    """转办: another office is asked to take a task over; with `grant` its people may then read what the resident sealed."""
+
+    leads_to = ("handover.offered",)
+
+    task: Id
+    to: District
+    reason: HandoverReason
+    basis: Basis | None = None
+    grant: bool = True
+
+
+class TakeBack(Verb):
+    """撤回转办: the task is no longer offered."""
+
+    leads_to = ("handover.lapsed",)
+
+    handover: Id
+
+
+class Sign(Verb):
+    """签收: this office takes the task that another offers."""
+
+    leads_to = ("handover.signed",)
+
+    handover: Id
+
+
+class Refuse(Verb):
+    """退单: it does not, and on what that rests."""
+
+    leads_to = ("handover.refused",)
+
+    handover: Id
+    reason: HandoverReason
+    basis: Basis
+
+
+class Rule(Verb):
+    """裁定: the lead of a conferral says whose the task is; with `precedent` also the next of its kind in this area."""
+
+    leads_to = ("conferral.ruled",)
+
+    conferral: Id
+    owner: District
+    basis: Basis
+    precedent: bool = False
+
+    def allow(self, caller: Caller, district: str) -> None:
+        """Supervisors only."""
+        caller.need("supervisor", district=district)
+
+
+class AskHelp(Verb):
+    """借调: another office is asked for somebody; with `whistle` 吹哨: within the hour."""
+
+    leads_to = ("help.asked",)
+
+    task: Id
+    to: District
+    whistle: bool = False
+
+
+class Lend(Verb):
+    """报到: this office seats somebody; left out, whoever its own matching finds."""
+
+    leads_to = ("match.explained",)
+
+    help: Id
+    member: MemberId | None = None
+
+
+class RefuseHelp(Verb):
+    """Nobody can be lent, and why."""
+
+    leads_to = ("help.refused",)
+
+    help: Id
+    reason: Unwilling = "nobody_free"
+
+
+class RateHelp(Verb):
+    """评价: how the help was."""
+
+    leads_to = ("help.rated",)
+
+    help: Id
+    grade: Grade
+
+
 VERBS: dict[str, type[Verb]] = {
     "accept": Accept,
     "decline": Decline,
@@ -103,6 +195,15 @@ VERBS: dict[str, type[Verb]] = {
     "offer": Offer,
     "enrol": Enrol,
     "leave": Leave,
+    "hand_over": HandOver,
+    "take_back": TakeBack,
+    "sign": Sign,
+    "refuse": Refuse,
+    "rule": Rule,
+    "ask_help": AskHelp,
+    "lend": Lend,
+    "refuse_help": RefuseHelp,
+    "rate_help": RateHelp,
 }
 
 REPLIES = frozenset({"accept", "decline", "arrive", "done"})

@@ -34,6 +34,10 @@ def inputs(district: str) -> tuple[str, ...]:
         "evt.*.intake.*.request.withdrawn",
         "evt.*.intake.*.request.rated",
         "evt.*.intake.*.request.reopened",
+        "evt.*.dispatch.*.handover.*",
+        "evt.*.dispatch.*.task.handed_over",
+        "evt.*.dispatch.*.conferral.*",
+        "evt.*.dispatch.*.help.*",
         REGISTER,
     )
 
@@ -41,7 +45,7 @@ def inputs(district: str) -> tuple[str, ...]:
 RULES: Rules[Desk] = Rules(
     service="dispatch",
     scope="desk",
-    version=3,
+    version=4,
     marker=TurnCommitted,
     refused=InputRefused,
     inputs=inputs,

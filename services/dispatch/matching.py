@@ -29,7 +29,7 @@ class Match:
     """
     Attributes:
         chosen: who is to be asked; None where nobody may.
-        considered: how many members cover the area.
+        considered: how many members cover the area, or were there to lend.
         fell_out: how many of them may not, by the first reason that holds.
         best: the best five who may, cheapest first, with each term of their cost.
     """
@@ -41,13 +41,18 @@ class Match:
 
 
 def match(desk: Desk, task: Task, now: datetime) -> Match:
-    """The member with the lowest workload who may take the task: open effort, with this task's, over capacity."""
+    """Among those who cover the area, the member with the lowest workload who may take the task."""
+    return best_of(desk, covering(desk, task.area, now), task, now)
+
+
+def best_of(desk: Desk, members: Iterable[Member], task: Task, now: datetime) -> Match:
+    """The member with the lowest workload of these who may: open effort, with this task's, over capacity."""
     weight = desk.register.policy(desk.district).weights.get("workload", 1)
     unfit = judge(desk, now)
     fell_out: dict[str, int] = {}
     fit: list[tuple[int, str]] = []
     considered = 0
-    for member in covering(desk, task.area, now):
+    for member in members:
         considered += 1
         if reason := unfit(member, task):
             fell_out[reason] = fell_out.get(reason, 0) + 1

@@ -7,25 +7,32 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import reduce
 from sys import intern
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from immutables import Map
 
+from services.dispatch import between
+from services.dispatch.between import Matter
 from services.dispatch.matching import again_at, around
+from services.dispatch.states import End, Status
 from shared import register as registers
 from shared.envelope import Envelope
 from shared.facts import (
+    Due,
     Duty,
     Fact,
+    Language,
     MatchExplained,
     MemberEnrolled,
     MemberLeft,
+    Point,
     TaskAccepted,
     TaskArrived,
     TaskClosed,
     TaskDeclined,
     TaskDone,
     TaskExpired,
+    TaskHandedOver,
     TaskOffered,
     TaskOpened,
     TaskUnplaced,
@@ -34,9 +41,6 @@ from shared.facts import (
 )
 from shared.register import Register
 from shared.turns import Deadline
-
-Status = Literal["opened", "offered", "accepted", "arrived", "done", "unplaced"]
-"""Where an open task stands; a closed one is no longer in the state."""
 
 REMEMBERED = timedelta(hours=24)
 """How long a command's answer and a closed task's id are remembered, at least; twice that at most."""
@@ -55,6 +59,10 @@ class Task:
         spent: how many waves there had been when it was last unplaced: the policy's limit counts from there.
         since: when it was first unplaced.
         waits_in: where it waits while it is unplaced: its area and those around it.
+        asking: the hand-over that is offered for it, or the conferral about it, while one stands open.
+        attempt: how often it was offered to another office.
+        refused: the hand-overs that were refused since it was last conferred about; `refusers`: by whom.
+        helps: the calls for help with it that stand open, or were answered with somebody.
     """
 
     id: str
@@ -67,6 +75,10 @@ class Task:
     effort: int
     kinds: tuple[str, ...]
     skills: tuple[str, ...]
+    due: Due
+    located_in: str | None = None
+    point: Point | None = None
+    language: Language = "zh-CN"
     status: Status = "opened"
     wave: int = 0
     offered: tuple[str, ...] = ()
@@ -76,11 +88,20 @@ class Task:
     spent: int = 0
     since: datetime | None = None
     waits_in: tuple[str, ...] = ()
+    asking: str | None = None
+    attempt: int = 0
+    refused: tuple[str, ...] = ()
+    refusers: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Somebody who may be given work. `load` is their open effort: what they hold and what they have been asked."""
+    """
+    Somebody who may be given work.
+
+    `load` is their open effort: what they hold, what they have been asked, and what they were lent to another office for.
+    """
 
     id: str
     kind: str
@@ -131,9 +152,11 @@ class Desk:
     answers: Map[tuple[str, str], Answer] = field(default_factory=Map)
     """By command id and actor: nobody gets the answer of somebody else who chose the same id."""
     answers_before: Map[tuple[str, str], Answer] = field(default_factory=Map)
-    closed: Map[str, None] = field(default_factory=Map)
-    """The tasks that were closed, by id."""
-    closed_before: Map[str, None] = field(default_factory=Map)
+    matters: Map[str, Matter] = field(default_factory=Map)
+    """What stands open between this office and others, by id."""
+    closed: Map[str, str] = field(default_factory=Map)
+    """The tasks and matters that are over, by id, and how they ended."""
+    closed_before: Map[str, str] = field(default_factory=Map)
     answers_since: datetime | None = None
     """When the newer halves of what is remembered began; None for a desk that has not folded a single turn."""
 
@@ -141,9 +164,22 @@ class Desk:
         """What this actor's command led to; None where it is new or long ago."""
         return self.answers.get((id, actor)) or self.answers_before.get((id, actor))
 
-    def was_closed(self, task: str) -> bool:
-        """Whether there was such a task a short while ago."""
-        return task in self.closed or task in self.closed_before
+    def ended(self, id: str) -> str | None:
+        """How a task or matter ended a short while ago; None where there was none."""
+        return self.closed.get(id) or self.closed_before.get(id)
+
+    def task_of(self, request: str) -> Task | None:
+        """The open task of a request."""
+        id = self.by_request.get(request)
+        return self.tasks[id] if id else None
+
+    def loaded(self, members: tuple[str, ...], effort: int) -> Map[str, Member]:
+        """The members, with so much more open effort for these."""
+        after = self.members
+        for id in members:
+            if member := after.get(id):
+                after = after.set(id, replace(member, load=member.load + effort))
+        return after
 
 
 def initial(district: str) -> Desk:
@@ -172,7 +208,7 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 tried=task.tried + fact.members,
                 until=fact.until,
             )
-            return _with(desk, offered, _loaded(desk, fact.members, task.effort))
+            return _with(desk, offered, desk.loaded(fact.members, task.effort))
         case TaskOpened(task_id=id) as fact:
             task = Task(
                 id,
@@ -185,21 +221,30 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 fact.effort,
                 fact.kinds,
                 fact.skills,
+                fact.due,
+                fact.located_in,
+                fact.point,
+                fact.language,
             )
-            return replace(desk, tasks=desk.tasks.set(id, task), by_request=desk.by_request.set(fact.request_id, id))
+            return replace(
+                desk,
+                tasks=desk.tasks.set(id, task),
+                by_request=desk.by_request.set(fact.request_id, id),
+                matters=between.carried_out(desk.matters, fact.by),
+            )
         case TaskAccepted(task_id=id, member_id=member):
             task = desk.tasks[id]
             others = tuple(m for m in task.offered if m != member)
             held = replace(task, status="accepted", holder=member, offered=(), until=None)
-            return _with(desk, held, _loaded(desk, others, -task.effort))
+            return _with(desk, held, desk.loaded(others, -task.effort))
         case TaskDeclined(task_id=id, member_id=member):
             task = desk.tasks[id]
             left = replace(task, offered=tuple(m for m in task.offered if m != member))
-            return _with(desk, left, _loaded(desk, (member,), -task.effort))
+            return _with(desk, left, desk.loaded((member,), -task.effort))
         case TaskExpired(task_id=id, members=members):
             task = desk.tasks[id]
             left = replace(task, offered=tuple(m for m in task.offered if m not in members))
-            return _with(desk, left, _loaded(desk, members, -task.effort))
+            return _with(desk, left, desk.loaded(members, -task.effort))
         case TaskUnplaced(task_id=id):
             task = desk.tasks[id]
             waits = replace(
@@ -221,20 +266,11 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
         case TaskDone(task_id=id, member_id=member):
             task = desk.tasks[id]
             until = envelope.time + span(desk.register.policy(desk.district).close_after)
-            return _with(desk, replace(task, status="done", until=until), _loaded(desk, (member,), -task.effort))
+            return _with(desk, replace(task, status="done", until=until), desk.loaded((member,), -task.effort))
         case TaskClosed(task_id=id):
-            task = desk.tasks[id]
-            holding = (task.holder,) if task.holder and task.status != "done" else ()
-            return replace(
-                desk,
-                members=_loaded(desk, task.offered + holding, -task.effort),
-                tasks=desk.tasks.delete(id),
-                waiting=_moved(desk.waiting, task, None),
-                by_request=desk.by_request.delete(task.request)
-                if desk.by_request.get(task.request) == id
-                else desk.by_request,
-                closed=desk.closed.set(id, None),
-            )
+            return _ended(desk, desk.tasks[id], "closed")
+        case TaskHandedOver(task_id=id, by=by):
+            return replace(_ended(desk, desk.tasks[id], "handed_over"), matters=between.carried_out(desk.matters, by))
         case MemberEnrolled() as fact:
             return enrolled(desk, fact)
         case MemberLeft(member_id=id):
@@ -251,21 +287,24 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 answers_before=desk.answers,
                 closed=Map(),
                 closed_before=desk.closed,
+                matters=between.forgotten(desk.matters, envelope.time),
                 answers_since=envelope.time,
             )
         case _:
-            return desk
+            return between.evolve(desk, envelope)
 
 
 def deadline(desk: Desk, envelope: Envelope) -> Deadline | None:
-    """When the task of a fact needs a decision next."""
-    task = desk.tasks.get(getattr(envelope.fact, "task_id", ""))
-    return Deadline(task.until, task.id) if task and task.until else None
+    """When the task or the matter of a fact needs a decision next."""
+    fact = envelope.fact
+    found = desk.matters.get(getattr(fact, fact.key)) or desk.tasks.get(getattr(fact, "task_id", ""))
+    return Deadline(found.until, found.id) if found and found.until else None
 
 
 def deadlines(desk: Desk) -> Iterable[Deadline]:
-    """The next deadline of every open task that has one."""
-    return (Deadline(task.until, task.id) for task in desk.tasks.values() if task.until)
+    """The next deadline of every open task and matter that has one."""
+    held: Iterable[Task | Matter] = (*desk.tasks.values(), *desk.matters.values())
+    return (Deadline(one.until, one.id) for one in held if one.until)
 
 
 def dump(desk: Desk) -> Any:
@@ -277,8 +316,9 @@ def dump(desk: Desk) -> Any:
         "tasks": [[*_fields(t)] for _, t in sorted(desk.tasks.items())],
         "answers": [[*key, *answer] for key, answer in sorted(desk.answers.items())],
         "answers_before": [[*key, *answer] for key, answer in sorted(desk.answers_before.items())],
-        "closed": sorted(desk.closed),
-        "closed_before": sorted(desk.closed_before),
+        "matters": between.dump(desk.matters),
+        "closed": sorted(desk.closed.items()),
+        "closed_before": sorted(desk.closed_before.items()),
         "answers_since": desk.answers_since,
     }
 
@@ -291,8 +331,9 @@ def load(data: Any) -> Desk:
         register=registers.load(data["register"]),
         answers=_answers(data["answers"]),
         answers_before=_answers(data["answers_before"]),
-        closed=Map((id, None) for id in data["closed"]),
-        closed_before=Map((id, None) for id in data["closed_before"]),
+        matters=between.load(data["matters"]),
+        closed=Map((id, how) for id, how in data["closed"]),
+        closed_before=Map((id, how) for id, how in data["closed_before"]),
         answers_since=datetime.fromisoformat(since) if since else None,
     )
     members: dict[str, Member] = {}
@@ -335,29 +376,15 @@ def _answers(rows: Iterable[list[Any]]) -> Map[tuple[str, str], Answer]:
 
 
 def _task(row: list[Any]) -> Task:
-    *head, kinds, skills, status, wave, offered, tried, holder, until, spent, since, waits_in = row
-    id, request, round_, area, districts, item, urgency, effort = head
-    return Task(
-        id,
-        request,
-        round_,
-        intern(area),
-        intern(districts),
-        intern(item),
-        urgency,
-        effort,
-        tuple(kinds),
-        tuple(skills),
-        status,
-        wave,
-        tuple(offered),
-        tuple(tried),
-        holder,
-        datetime.fromisoformat(until) if until else None,
-        spent,
-        datetime.fromisoformat(since) if since else None,
-        tuple(waits_in),
-    )
+    held: dict[str, Any] = dict(zip(Task.__slots__, row, strict=True))
+    for name in ("area", "districts", "item"):
+        held[name] = intern(held[name])
+    for name in ("until", "since"):
+        held[name] = datetime.fromisoformat(held[name]) if held[name] else None
+    held["due"] = Due.model_validate(held["due"])
+    held["point"] = Point.model_validate(held["point"]) if held["point"] else None
+    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+    return Task(**fields)
 
 
 def _fields(value: Task | Member) -> Iterable[Any]:
@@ -391,12 +418,18 @@ def _moved(waiting: Map[str, Map[str, None]], before: Task | None, after: Task |
     return waiting
 
 
-def _loaded(desk: Desk, members: tuple[str, ...], effort: int) -> Map[str, Member]:
-    after = desk.members
-    for id in members:
-        if member := after.get(id):
-            after = after.set(id, replace(member, load=member.load + effort))
-    return after
+def _ended(desk: Desk, task: Task, how: End) -> Desk:
+    """The task is no longer this office's; whoever held it or was asked is free."""
+    holding = (task.holder,) if task.holder and task.status != "done" else ()
+    current = desk.by_request.get(task.request) == task.id
+    return replace(
+        desk,
+        members=desk.loaded(task.offered + holding, -task.effort),
+        tasks=desk.tasks.delete(task.id),
+        waiting=_moved(desk.waiting, task, None),
+        by_request=desk.by_request.delete(task.request) if current else desk.by_request,
+        closed=desk.closed.set(task.id, how),
+    )
 
 
 def _remember(desk: Desk, key: tuple[str, str], envelope: Envelope) -> Desk:

@@ -15,12 +15,21 @@ STATES: dict[str, Name] = {
     "arrived": Name(zh="已到场", en="arrived"),
     "done": Name(zh="已办结", en="done"),
     "closed": Name(zh="已结案", en="closed"),
+    "handed_over": Name(zh="已转办", en="handed over to another office"),
     "unplaced": Name(zh="无人可派", en="unplaced"),
 }
 VERBS: dict[str, Name] = {
     "arrive": Name(zh="到场", en="marked as arrived"),
     "change": Name(zh="变更", en="changed"),
+    "hand_over": Name(zh="转办", en="handed over"),
+    "ask_help": Name(zh="借调", en="helped with"),
 }
+MATTERS: dict[str, Name] = {
+    "handover": Name(zh="转办", en="hand-over"),
+    "conferral": Name(zh="会商", en="conferral"),
+    "help": Name(zh="借调", en="call for help"),
+}
+"""What stands between offices, by the entity of its facts."""
 
 REASONS: dict[str, Name] = {
     "busy": Name(zh="手头有事", en="busy with something else"),
@@ -44,12 +53,31 @@ OUTCOMES: dict[str, Name] = {
     "other": Name(zh="其他", en="other"),
 }
 """How a task may end, by code."""
+UNWILLING: dict[str, Name] = {
+    "nobody_free": Name(zh="暂无可派人员", en="nobody is free"),
+    "nobody_able": Name(zh="无相应技能人员", en="nobody has the skill"),
+    "not_ours": Name(zh="不属本单位职责", en="not this office's responsibility"),
+    "other": Name(zh="其他原因", en="other"),
+}
+"""Why an office may lend nobody, by code."""
 
 
 def wrong_state(task: str, state: str, verb: str) -> RefusedError:
     """That a task in this state does not allow this, in the words of both languages."""
     at, to = STATES[state], VERBS[verb]
     return RefusedError("wrong_state", task=task, state=at.zh, state_en=at.en, verb=to.zh, verb_en=to.en)
+
+
+def not_found(matter: str, id: str) -> RefusedError:
+    """That there is no such matter between offices."""
+    name = MATTERS[matter]
+    return RefusedError("not_found", what=f"{name.zh} {id}", what_en=f"{name.en} {id}")
+
+
+def over(matter: str, id: str) -> RefusedError:
+    """That it no longer stands open."""
+    name = MATTERS[matter]
+    return RefusedError("over", id=id, what=name.zh, what_en=name.en)
 
 
 def listed(codes: Mapping[str, Name], field: str) -> Callable[[str], str]:

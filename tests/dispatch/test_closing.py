@@ -86,8 +86,8 @@ def test_a_closed_round_is_remembered_for_a_day_and_then_forgotten() -> None:
     desk = after(OFFERED_TO_LI, seen(WITHDRAWN))
     for hours in (0, 23, 24, 47):
         desk = fold(desk, turn(timedelta(hours=hours)))
-        assert desk.was_closed(TASK)
-    assert not fold(desk, turn(timedelta(hours=48))).was_closed(TASK)
+        assert desk.ended(TASK) == "closed"
+    assert fold(desk, turn(timedelta(hours=48))).ended(TASK) is None
 
 
 def test_a_reopened_request_can_be_rated_in_its_new_round() -> None:

@@ -1,0 +1,88 @@
+"""The facts of one decision while it is being made."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from services.dispatch.between import Matter
+from services.dispatch.model import Desk, Task, evolve
+from shared.envelope import Envelope
+from shared.facts import NOWHERE, Fact
+from shared.ids import derived_id
+
+
+class Draft:
+    """
+    The facts of one decision as they come, and the desk after each of them.
+
+    Args:
+        cause: the id of the input, command or fact that they follow from.
+        seed: what their ids are derived from, where the cause alone is not unique: people choose their commands' ids.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        cause: str,
+        now: datetime,
+        *,
+        actor: str | None = None,
+        trace: str | None = None,
+        seed: str | None = None,
+    ) -> None:
+        self.desk = desk
+        self.facts: list[Envelope] = []
+        self._cause = cause
+        self._seed = seed or cause
+        self._now = now
+        self._actor = actor
+        self._trace = trace
+
+    @property
+    def seed(self) -> str:
+        """What ids that this decision gives are derived from."""
+        return self._seed
+
+    @property
+    def now(self) -> datetime:
+        """The turn's time."""
+        return self._now
+
+    def add(self, fact: Fact, *, area: str = NOWHERE, case: str | None = None, districts: str | None = None) -> None:
+        """One more fact."""
+        entity = getattr(fact, fact.key)
+        envelope = Envelope(
+            derived_id(self.desk.district, self._seed, fact.name, entity, len(self.facts)),
+            self.desk.district,
+            area,
+            self._now,
+            fact,
+            districts or self.desk.district,
+            case,
+            self._cause,
+            self._actor,
+            self._trace,
+        )
+        self.facts.append(envelope)
+        self.desk = evolve(self.desk, envelope)
+
+    def join(self, other: Draft) -> None:
+        """What was drafted on top of this one, for another cause."""
+        self.facts += other.facts
+        self.desk = other.desk
+
+    def match_id(self, of: str, wave: int) -> str:
+        """The id of this decision's explanation: another decision about the same wave has another one."""
+        return derived_id(self._seed, "match", of, wave)
+
+    def of(self, task: Task, fact: Fact, *, to: str | None = None) -> None:
+        """One more fact about a task, for all who may see the task, and from now on for one more office."""
+        districts = self.desk.tasks.get(task.id, task).districts.split(",")
+        seen = ",".join((*districts, to) if to and to not in districts else districts)
+        self.add(fact, area=task.area, case=task.request, districts=seen)
+
+    def on(self, matter: Matter, fact: Fact) -> None:
+        """One more fact about a matter between offices, for all who may see it."""
+        task = self.desk.tasks.get(matter.fact.task_id) if matter.ours else None
+        districts = task.districts if task else matter.districts
+        self.add(fact, area=matter.area, case=matter.fact.request_id, districts=districts)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from sys import intern
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from immutables import Map
 
@@ -89,23 +89,10 @@ class Matter:
         return self.fact.until if self.ours and self.stage in ("open", "ruled") else None
 
 
-class Dumped(NamedTuple):
-    """A matter as plain data."""
-
-    name: str
-    fact: Any
-    asker: str
-    area: str
-    districts: str
-    moved: Any
-    stage: Stage
-    member: str | None
-
-
-def dump(matters: Map[str, Matter]) -> list[Dumped]:
+def dump(matters: Map[str, Matter]) -> list[list[Any]]:
     """As plain data, the same for equal matters."""
     return [
-        Dumped(m.fact.name, dict(m.fact), m.asker, m.area, m.districts, m.moved, m.stage, m.member)
+        [m.fact.name, dict(m.fact), m.asker, m.area, m.districts, m.moved, m.stage, m.member]
         for _, m in sorted(matters.items())
     ]
 
@@ -113,10 +100,10 @@ def dump(matters: Map[str, Matter]) -> list[Dumped]:
 def load(rows: Iterable[list[Any]]) -> Map[str, Matter]:
     """Those that were dumped."""
     matters = []
-    for row in map(Dumped._make, rows):
-        fact: Any = BY_SUBJECT[f"dispatch.{row.name}"].model_validate(row.fact)
-        moved = datetime.fromisoformat(row.moved)
-        matters.append(Matter(fact, row.asker, intern(row.area), intern(row.districts), moved, row.stage, row.member))
+    for name, fact, asker, area, districts, moved, stage, member in rows:
+        question: Any = BY_SUBJECT[f"dispatch.{name}"].model_validate(fact)
+        at = datetime.fromisoformat(moved)
+        matters.append(Matter(question, asker, intern(area), intern(districts), at, stage, member))
     return Map((matter.id, matter) for matter in matters)
 
 

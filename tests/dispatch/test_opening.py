@@ -30,7 +30,9 @@ from tests.examples import (
 )
 
 SUBMITTED = seen(submitted())
-OPENED = TaskOpened(task_id=TASK, request_id=REQUEST, area=OUJING, item=LEAK, urgency=0, effort=10, due=DUE, located_in=WUCHANG)
+OPENED = TaskOpened(
+    task_id=TASK, request_id=REQUEST, area=OUJING, item=LEAK, urgency=0, effort=10, due=DUE, located_in=WUCHANG
+)
 
 
 def test_a_request_becomes_a_task_and_is_offered_in_the_same_turn() -> None:

@@ -25,7 +25,9 @@ from shared.ids import derived_id
 
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
 PRIVATE = ("match.", "turn.", "notice.", "member.")
-FINAL_STATES = frozenset({"unplaced", "closed"})
+FINAL_STATES = frozenset({"unplaced", "closed", "handed_over"})
+OVER = frozenset({"closed", "handed_over"})
+"""States in which a task is no longer its office's."""
 
 
 class Record(NamedTuple):
@@ -135,6 +137,7 @@ def check(history: History) -> list[Violation]:
     check_submissions(history, facts, say)
     check_batches(history, facts, say)
     check_tasks(facts, say, ended=history.ended)
+    check_offices(facts, say, ended=history.ended)
     check_commands(history, facts, say)
     check_ledger(history, say)
     check_notices(history, facts, say)
@@ -173,7 +176,9 @@ def check_submissions(history: History, facts: Sequence[Fact], say: Say) -> None
         if keys > 1:
             say("submission shared", f"{id} was given to {keys} keys")
     opened = Counter(
-        fact.data["request_id"] for fact in facts if fact.name == "task.opened" and fact.data["round"] == 1
+        fact.data["request_id"]
+        for fact in facts
+        if fact.name == "task.opened" and fact.data["round"] == 1 and "by" not in fact.data
     )
     refused = {
         fact.data["sequence"] for fact in facts if fact.name == "turn.input_refused" and fact.service == "dispatch"
@@ -191,7 +196,7 @@ def check_submissions(history: History, facts: Sequence[Fact], say: Say) -> None
 def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
     """Batches are whole, their fences make one chain, positions and epochs never go back, and inputs are decided on in order."""
     by_sequence = {fact.sequence: fact for fact in facts}
-    written = {fact.event["id"]: (fact.service, fact.sequence) for fact in facts}
+    written = {fact.event["id"]: (fact.district, fact.service, fact.sequence) for fact in facts}
     writers: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in history.records:
         _, district, service, *_ = record.subject.split(".")
@@ -199,7 +204,7 @@ def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
             writers[district, service].append(record)
     for (district, service), records in writers.items():
         name = f"{service} {district}"
-        of_id = {id: sequence for id, (by, sequence) in written.items() if by != service}
+        of_id = {id: sequence for id, (*by, sequence) in written.items() if by != [district, service]}
         marker = f"evt.{district}.{service}.-.turn.committed"
         fence, position, epoch, batch = 0, 0, 0, list[Record]()
         for record in records:
@@ -251,6 +256,7 @@ def check_batches(history: History, facts: Sequence[Fact], say: Say) -> None:
 class _Task:
     request: str
     effort: int
+    district: str
     state: str = "opened"
     offered: set[str] = field(default_factory=set)
     tried: set[str] = field(default_factory=set)
@@ -267,7 +273,15 @@ def check_tasks(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
     capacity: dict[str, int] = {}
     requests = {fact.data["request_id"] for fact in facts if fact.name == "request.submitted"}
     explained: dict[str, tuple[str, ...]] = {}
+    given: dict[str, Fact] = {}
+    lent: dict[str, tuple[str, int]] = {}
     ids: dict[str, int] = {}
+
+    def carry(member: str, effort: int, at: int) -> None:
+        load[member] += effort
+        if load[member] > capacity.get(member, 0):
+            say("over capacity", f"{member} carries {load[member]} of {capacity.get(member)} at {at}")
+
     for fact in facts:
         data, id = fact.data, str(fact.event["id"])
         if id in ids:
@@ -279,14 +293,26 @@ def check_tasks(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
             capacity[data["member_id"]] = data["capacity"]
         if fact.name == "match.explained":
             explained[data["match_id"]] = tuple(data["chosen"])
+        if fact.name == "help.seated":
+            lent[data["help_id"]] = data["member_id"], data["effort"]
+            carry(*lent[data["help_id"]], fact.sequence)
+        if fact.name == "help.settled" and data["help_id"] in lent:
+            member, effort = lent.pop(data["help_id"])
+            load[member] -= effort
         if not fact.name.startswith("task."):
             continue
         task = tasks.get(data["task_id"])
-        if why := _illegal(fact, task, requests, explained):
+        if why := _illegal(fact, task, requests, explained, given):
             say("illegal step", f"{fact.name} at {fact.sequence} of {data['task_id']}: {why}")
         if fact.name == "task.opened":
-            tasks[data["task_id"]] = _Task(data["request_id"], data["effort"])
+            others = [id for id, t in tasks.items() if t.request == data["request_id"] and t.state not in OVER]
+            if others:
+                say("two owners", f"{data['request_id']} at {fact.sequence}: {others} and {data['task_id']}")
+            tasks[data["task_id"]] = _Task(data["request_id"], data["effort"], fact.district)
+            given.pop(data["task_id"], None)
             continue
+        if fact.name == "task.handed_over":
+            given[data["new_task_id"]] = fact
         if task is None:
             continue
         before = _carriers(task)
@@ -295,10 +321,12 @@ def check_tasks(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
         for member in before - after:
             load[member] -= task.effort
         for member in after - before:
-            load[member] += task.effort
-            if load[member] > capacity.get(member, 0):
-                say("over capacity", f"{member} carries {load[member]} of {capacity.get(member)} at {fact.sequence}")
+            carry(member, task.effort, fact.sequence)
     if ended:
+        for id, fact in given.items():
+            say("no owner", f"{id} was handed over to {fact.data['to']} at {fact.sequence} and never opened there")
+        for id, (member, _) in lent.items():
+            say("help without an end", f"{id} of {member}")
         for id, task in tasks.items():
             if task.state not in FINAL_STATES:
                 say("task without an end", f"{id} is {task.state}")
@@ -306,12 +334,16 @@ def check_tasks(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
 
 def _carriers(task: _Task) -> set[str]:
     """Whose load this task is: who has been asked, and who holds it until it is done."""
-    holding = {task.holder} if task.holder and task.state not in ("done", "closed") else set()
-    return (task.offered if task.state != "closed" else set()) | holding
+    holding = {task.holder} if task.holder and task.state not in ("done", *OVER) else set()
+    return (task.offered if task.state not in OVER else set()) | holding
 
 
 def _illegal(
-    fact: Fact, task: _Task | None, requests: set[str], explained: Mapping[str, tuple[str, ...]]
+    fact: Fact,
+    task: _Task | None,
+    requests: set[str],
+    explained: Mapping[str, tuple[str, ...]],
+    given: Mapping[str, Fact],
 ) -> str | None:
     """Why this must not happen to this task now; None where it may."""
     data, member = fact.data, fact.data.get("member_id")
@@ -320,13 +352,20 @@ def _illegal(
             return "opened already"
         if data["request_id"] not in requests:
             return "nobody asked for it"
+        if "by" in data:
+            over = given.get(data["task_id"])
+            if over is None or over.data["to"] != fact.district or over.data["by"] != data["by"]:
+                return "nobody handed it over"
+            return None if over.data["due"] == data["due"] else "its clocks were reset"
         if data["task_id"] != derived_id(data["request_id"], "task", data["round"]):
             return "its id does not follow from its request"
         return None
     if task is None:
         return "never opened"
-    if task.state == "closed":
-        return "closed already"
+    if task.state in OVER:
+        return f"{task.state} already"
+    if task.district != fact.district:
+        return f"it is {task.district}'s"
     match fact.name:
         case "task.offered":
             laws = {
@@ -359,6 +398,8 @@ def _illegal(
             laws = {"not theirs": task.holder == member, f"it is {task.state}": task.state in ("accepted", "arrived")}
         case "task.closed":
             laws = {f"it is {task.state}": task.state == "done" or data["reason"] in ("withdrawn", "reopened")}
+        case "task.handed_over":
+            laws = {f"it is {task.state}": task.state != "done", "to itself": data["to"] != fact.district}
         case _:
             laws = {"no such step": False}
     return next((law for law, holds in laws.items() if not holds), None)
@@ -385,6 +426,87 @@ def _step(fact: Fact, task: _Task) -> None:
             task.state, task.done = "done", fact.time
         case "task.closed":
             task.state = "closed"
+        case "task.handed_over":
+            task.state = "handed_over"
+
+
+# --- between offices --------------------------------------------------------------------------------------------------
+
+QUESTIONS = {
+    "handover.offered": "handover.received",
+    "conferral.opened": "conferral.received",
+    "help.asked": "help.received",
+}
+ENDS_ASKED = {
+    "handover": ("handover.lapsed", "handover.returned", "task.handed_over"),
+    "conferral": ("conferral.ended",),
+    "help": ("help.lapsed", "help.released", "help.answered"),
+}
+ENDS_RECEIVED = {
+    "handover": ("handover.refused", "handover.settled", "task.opened"),
+    "conferral": ("conferral.settled",),
+    "help": ("help.refused", "help.settled"),
+}
+
+
+def check_offices(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
+    """
+    Two keys, one moment: a task changes hands where the other office had signed, or the lead had ruled so. Every question
+    has one end at either side, and both offices see what happens to the task from the question on.
+    """
+    asked: dict[str, Fact] = {}
+    ends: dict[tuple[str, str], list[str]] = defaultdict(list)
+    received: dict[tuple[str, str], str] = {}
+    keys: dict[str, str] = {}
+    shared: dict[str, set[str]] = defaultdict(set)
+    for fact in facts:
+        if fact.service != "dispatch":
+            continue
+        entity, data = fact.name.partition(".")[0], fact.data
+        moves = fact.name in ("task.handed_over", "task.opened")
+        id = data.get("by") if moves else data.get(f"{entity}_id") if entity in ENDS_ASKED else None
+        if fact.name == "match.explained" and (fact.area != "-" or fact.event["districts"] != fact.district):
+            say("explanation shared", f"at {fact.sequence}")
+        if entity == "task" and (unseen := shared[data["task_id"]] - set(fact.event["districts"].split(","))):
+            say("not shared", f"{fact.name} at {fact.sequence} is not seen by {unseen}")
+        if id is None:
+            continue
+        if fact.name in QUESTIONS:
+            if id in asked:
+                say("asked twice", f"{id} at {fact.sequence}")
+            asked[id] = fact
+            shared[data["task_id"]] |= {fact.district, *([data["to"]] if "to" in data else data["parties"])}
+            continue
+        question = asked.get(id)
+        if question is None:
+            say("never asked", f"{fact.name} at {fact.sequence}")
+            continue
+        kind = question.name.partition(".")[0]
+        if fact.name == QUESTIONS[question.name]:
+            received[id, fact.district] = kind
+        elif fact.name == "handover.signed" and fact.district == question.data["to"]:
+            keys[id] = fact.district
+        elif fact.name == "conferral.ruled" and fact.district == question.data["lead"]:
+            keys[id] = data["owner"]
+        elif fact.name == "task.handed_over" and keys.get(id) != data["to"]:
+            say("one key only", f"{id} was handed over to {data['to']} at {fact.sequence}, who had not signed")
+        if fact.district == question.district and fact.name in ENDS_ASKED[kind]:
+            ends[id, fact.district].append(fact.name)
+        elif fact.district != question.district and fact.name in ENDS_RECEIVED[kind]:
+            if kind == "help" and fact.name == "help.settled" and (id, fact.district) not in received:
+                say("settled unheard", f"{id} at {fact.sequence}")
+            ends[id, fact.district].append(fact.name)
+    for (id, district), how in ends.items():
+        seated = how in (["help.answered", "help.released"], ["handover.settled", "task.opened"])
+        if len(how) > 1 and not seated:
+            say("ended twice", f"{id} at {district}: {how}")
+    if ended:
+        for id, question in asked.items():
+            if not ends[id, question.district]:
+                say("question without an end", f"{question.name} {id} of {question.district}")
+        for (id, district), kind in received.items():
+            if not ends[id, district]:
+                say("question without an end", f"{kind} {id} at {district}")
 
 
 def check_commands(history: History, facts: Sequence[Fact], say: Say) -> None:

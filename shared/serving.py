@@ -28,6 +28,7 @@ from shared.web import HEALTH, answer
 HEAD_BYTES_MAX = 32 * 1024
 HEAD_WITHIN_S = 10.0
 """From the first connection, or the last answer, to the end of the next request's head."""
+LINGER_S = 1.0
 RESERVED = 64
 """Connections beyond the limit in which health is still answered, and everything else refused."""
 FILES_BESIDES = 256
@@ -77,6 +78,7 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
         _timer: TimerHandle | None = None
         _head = 0
         """Bytes of the head that is being read."""
+        _refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -95,10 +97,10 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self._refused:
                 return
             super().data_received(data)
-            if self.parser is None or self.transport.is_closing():
+            if self._refused or self.parser is None or self.transport.is_closing():
                 return
             if self.cycle is None or self.cycle.response_complete:  # nothing but a head, or less, has come
                 self._head += len(data)
@@ -111,10 +113,12 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
             self._head = 0
             super().on_message_begin()
 
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
         def on_header(self, name: bytes, value: bytes) -> None:
-            self._head += len(name) + len(value)
-            if self._head > HEAD_BYTES_MAX:
-                raise ValueError("head too large")  # the parser stops, and `send_400_response` says why
+            self._count(len(name) + len(value))
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
@@ -127,6 +131,11 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # it says nothing but that
             large = self._head > HEAD_BYTES_MAX
             self._refuse(RefusedError("head_too_large", limit=HEAD_BYTES_MAX) if large else RefusedError("no_http"))
+
+        def _count(self, more: int) -> None:
+            self._head += more
+            if self._head > HEAD_BYTES_MAX:
+                raise ValueError("head too large")  # the parser stops, and `send_400_response` says why
 
         def _wait(self) -> None:
             self._timer = self.loop.call_later(HEAD_WITHIN_S, self._close)
@@ -143,11 +152,13 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
 
         def _refuse(self, why: RefusedError) -> None:
             self._waited()
+            self._refused = True
             response = answer(why)
             head = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
             head += [name + b": " + value for name, value in response.raw_headers]
             self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(response.body)]))
-            self.transport.close()
+            # Closed on what is still coming in, it would take the answer away from whoever sends.
+            self._timer = self.loop.call_later(LINGER_S if self._address is not None else 0, self._close)
 
     return Bounded
 

@@ -348,10 +348,22 @@ class Bus:
         return StreamState(answer["created"], answer["state"]["first_seq"], answer["state"]["last_seq"])
 
     def reader(
-        self, subjects: Iterable[str], *, after: int, credit: int = 1000, wake: asyncio.Event | None = None
+        self,
+        subjects: Iterable[str],
+        *,
+        after: int,
+        credit: int = 1000,
+        wake: asyncio.Event | None = None,
+        idle_s: int = 30,
     ) -> Reader:
-        """Everything stored under these subjects after a sequence, in order, without a hole and without an end."""
-        return Reader(self, tuple(subjects), after, credit, wake or asyncio.Event())
+        """
+        Everything stored under these subjects after a sequence, in order, without a hole and without an end.
+
+        Args:
+            credit: about how many messages it holds that nobody has taken yet.
+            idle_s: after this long without a reader the server forgets its consumer.
+        """
+        return Reader(self, tuple(subjects), after, credit, wake or asyncio.Event(), idle_s)
 
     # --- objects --------------------------------------------------------------------------------------------------
 
@@ -418,11 +430,14 @@ class Reader:
         opened: how many consumers it has had: when this moves, ask whether the stream is still the same one.
     """
 
-    def __init__(self, bus: Bus, subjects: tuple[str, ...], after: int, credit: int, wake: asyncio.Event) -> None:
+    def __init__(
+        self, bus: Bus, subjects: tuple[str, ...], after: int, credit: int, wake: asyncio.Event, idle_s: int
+    ) -> None:
         self._bus = bus
         self._subjects = subjects
         self._credit = credit
         self._wake = wake
+        self._idle_s = idle_s
         self._subscription: Any = None
         self._queue: deque[Delivery] = deque()
         self._asked = 0
@@ -487,7 +502,7 @@ class Reader:
                 if part._queue:
                     if first is None or part._queue[0].sequence < first._queue[0].sequence:
                         first = part
-                elif not part._complete:
+                elif not part.complete:
                     await asyncio.sleep(0)
                     return taken
             if first is None or first._queue[0].sequence > self._parts_until:
@@ -516,7 +531,8 @@ class Reader:
                 part.after = max(part.after, self.after)
 
     @property
-    def _complete(self) -> bool:
+    def complete(self) -> bool:
+        """Whether everything has been taken that the server knew of when it sent the last message, or when the consumer was made."""
         return self._fine and self._subscription is not None and not self.pending and not self._queue
 
     async def _keep_open(self) -> None:
@@ -557,13 +573,15 @@ class Reader:
             ack_policy=AckPolicy.NONE,
             mem_storage=True,
             num_replicas=1,
-            inactive_threshold=30,
+            inactive_threshold=self._idle_s,
         )
         info = await nc.jetstream(timeout=2).add_consumer(STREAM, consumer)
         self.pending = info.num_pending or 0
         if many and self.pending > SPLIT_BEHIND:
             self._parts_until = (await self._bus.state()).last
-            self._parts = [Reader(self._bus, (s,), self.after, self._credit, self._wake) for s in self._subjects]
+            self._parts = [
+                Reader(self._bus, (s,), self.after, self._credit, self._wake, self._idle_s) for s in self._subjects
+            ]
             for part in self._parts:
                 await part._keep_open()
             return

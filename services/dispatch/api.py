@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -11,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
+from starlette.types import Receive, Scope, Send
 
 from services.dispatch import importing
 from services.dispatch.commands import VERBS, Outcome, Reason
@@ -18,7 +20,8 @@ from services.dispatch.decide import unchanged
 from services.dispatch.desk import Desks
 from services.dispatch.matching import workload
 from services.dispatch.model import Task
-from services.dispatch.streaming import OFFICE, LiveTail, Wanted
+from services.dispatch.showing import OFFICE, Wanted
+from services.dispatch.streaming import LiveTail
 from shared import web
 from shared.access import allowed
 from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
@@ -363,7 +366,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         tags=["stream"],
         summary="实时事件 / live events (SSE); id = sequence, Last-Event-ID resumes",
         response_class=StreamingResponse,
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "bad_cursor"),
+        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "bad_cursor", "too_many_watch"),
     )
     async def stream(
         caller: Watcher,
@@ -386,14 +389,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
             for desk in (turns for code, turns in desks.desks.items() if wanted.district in (code, EVERYWHERE)):
                 asked |= {task.id for task in desk.state.tasks.values() if wanted.member in task.tried}
 
-        async def events() -> AsyncIterator[bytes]:
-            async for lines in tail.watch(wanted, after, until, asked=asked):
-                if not doorkeeper.holds(caller):
-                    return
-                yield lines
-
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        holds = partial(doorkeeper.holds, caller)
+        return Watching(tail, tail.watch(wanted, after, until, asked=asked, holds=holds))
 
     @app.get(
         "/v1/verbs",
@@ -405,6 +402,21 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         return {verb: model.model_json_schema() for verb, model in VERBS.items()}
 
     return app
+
+
+class Watching(StreamingResponse):
+    """The stream as an answer; raises RefusedError `too_many_watch` before it begins."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, tail: LiveTail, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._tail = tail
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold a place while the client is there."""
+        with self._tail.place():
+            await super().__call__(scope, receive, send)
 
 
 def plain_report(report: importing.Report) -> dict[str, Any]:

@@ -1,147 +1,108 @@
-"""The live stream of staff apps: one shared tail per process, and a reader of one's own only to catch up."""
+"""The live stream of staff apps: one shared tail per process, and for those who were away blocks of the stream that are shared as well."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
-import orjson
-
-from shared.auth import EVERYWHERE, Caller
-from shared.bus import Bus, Delivery
+from services.dispatch.history import SUBJECTS, History
+from services.dispatch.showing import Event, Wanted
+from shared.bus import Bus
 from shared.errors import BusError, RefusedError
-from shared.facts import HUB
 
-SUBJECTS = "evt.>"
-PRIVATE = ("match.", "turn.", "notice.", "member.", "ledger.")
-"""What never reaches another office, even for a task that both see."""
 KEEPALIVE_S = 15.0
 LINGER_S = 30.0
 """How long the tail is followed after the last client has gone: most come back."""
-LEEWAY_S = 5.0
-"""As at the door: clocks differ, so a token holds a little longer than it says."""
-OFFICE = frozenset({"clerk", "dispatcher", "supervisor", "auditor", "admin"})
-"""Who works for the office as a whole; anybody else sees what concerns themselves."""
-BETWEEN_DESK_AND_ONE = ("task.offered", "task.declined", "task.expired")
-"""Whom else a desk asked, and why they said no, is not their colleagues' affair."""
+WRITE_EVENTS, WRITE_BYTES = 1_000, 64 * 1024
+"""About the most that one write holds: what a client that does not read costs."""
+WRITES_MAX = 32
+"""How many writes a group keeps for those who come after."""
 
 
-class Event(NamedTuple):
-    """One fact as the stream sends it."""
-
-    sequence: int
-    district: str
-    area: str
-    name: str
-    districts: tuple[str, ...]
-    data: bytes
-    task: str = ""
-    members: tuple[str, ...] = ()
-    """Whom it names."""
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> Event | None:
-        """From what the bus delivered; None for what is no fact."""
-        try:
-            _, district, _, area, entity, fact, *_ = delivery.subject.split(".", 6)
-            document = orjson.loads(delivery.data)
-            districts = tuple(document["districts"].split(","))
-            about = document["data"]
-            task, members = str(about.get("task_id", "")), tuple(map(str, about.get("members", ())))
-            if "member_id" in about:
-                members = (*members, str(about["member_id"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        if b"\n" in delivery.data or b"\r" in delivery.data:
-            return None  # not canonical, so no fact; and a line break would end the event's data
-        return cls(delivery.sequence, district, area, f"{entity}.{fact}", districts, delivery.data, task, members)
-
-    def lines(self) -> bytes:
-        """As server-sent event; its id is the stream's sequence."""
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self.sequence, self.name.encode(), self.data)
-
-
-class Wanted(NamedTuple):
+class Group:
     """
-    What one client wants to see, and may.
+    Clients that want the same: for them the facts are looked through once, and put together once for those who are equally far.
 
     Attributes:
-        member: set for somebody who is no more than a member: they see what names them, and what becomes of tasks they were asked
-            about.
-        expires: when their token ends, seconds since 1970, and with it what they are shown.
+        floor: up to this sequence it no longer knows what was shown.
+        changed: set, and made anew, when there is something more to show.
+        theirs: the tasks that a member was asked about.
     """
 
-    district: str
-    area: str | None = None
-    types: tuple[str, ...] = ()
-    member: str | None = None
-    expires: float = float("inf")
+    def __init__(self, wanted: Wanted, floor: int) -> None:
+        self._wanted = wanted
+        self._events: list[Event] = []
+        self._sequences: list[int] = []  # of the events, to find a client's place
+        self._writes: dict[int, tuple[bytes, int]] = {}
+        self.floor = floor
+        self.changed = asyncio.Event()
+        self.theirs: set[str] = set()
+        self.clients = 0
 
-    @classmethod
-    def by(cls, caller: Caller, district: str | None, area: str | None, types: str | None) -> Wanted:
-        """Raises RefusedError `foreign_district`."""
-        of = district or caller.district
-        if not caller.of(of) and of != caller.district:
-            raise RefusedError("foreign_district", district=of, yours=caller.district)
-        return cls(
-            of,
-            area,
-            tuple(t.strip() for t in types.split(",") if t.strip()) if types else (),
-            None if caller.roles & OFFICE else caller.id,
-            caller.expires,
-        )
+    def shows(self, event: Event) -> bool:
+        """Whether they get it; an offer to a member is remembered, for what becomes of it is theirs to see."""
+        if event.name == "task.offered" and self._wanted.member in event.members:
+            self.theirs.add(event.task)
+        return self._wanted.shows(event, self.theirs)
 
-    @property
-    def over(self) -> bool:
-        """Whether their token has ended."""
-        return time.time() > self.expires + LEEWAY_S
+    def take(self, events: Iterable[Event], kept: int) -> None:
+        """Of what is new, what is shown; somebody may be waiting for it."""
+        if shown := [event for event in events if self.shows(event)]:
+            self._events += shown
+            self._sequences += [event.sequence for event in shown]
+            if len(self._events) > 2 * kept:
+                self.floor = self._sequences[-kept - 1]
+                del self._events[:-kept], self._sequences[:-kept]
+            self.ring()
 
-    def shows(self, event: Event, asked: Iterable[str] = ()) -> bool:
-        """
-        Whether this client gets this event: its office serves, or the fact is shared with it.
+    def ring(self) -> None:
+        """Wake everybody."""
+        self._writes.clear()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
-        Args:
-            asked: the tasks that the client, a member, was asked about.
-        """
-        if self.member is not None and not self._concerns(event, asked):
-            return False
-        if self.district != EVERYWHERE and event.district != self.district:
-            if self.district not in event.districts and HUB not in event.districts:
-                return False
-            if event.name.startswith(PRIVATE):
-                return False
-        if self.area is not None and event.area != self.area:
-            return False
-        if self.types:
-            return event.name.startswith(self.types)
-        return not event.name.startswith("turn.")
-
-    def _concerns(self, event: Event, asked: Iterable[str]) -> bool:
-        if not event.name.startswith("task."):
-            return False
-        return self.member in event.members or (event.task in asked and event.name not in BETWEEN_DESK_AND_ONE)
+    def write(self, position: int) -> tuple[bytes, int]:
+        """What is shown behind a position, as far as one write goes, and how far that is; nothing where nothing is new."""
+        if not self._sequences or position >= self._sequences[-1]:
+            return b"", position
+        if found := self._writes.get(position):
+            return found
+        if len(self._writes) > WRITES_MAX:
+            self._writes.clear()
+        size, some, reached, begin = 0, [], position, bisect_right(self._sequences, position)
+        for event in self._events[begin : begin + WRITE_EVENTS]:
+            reached, size = event.sequence, size + len(event.lines)
+            some.append(event.lines)
+            if size > WRITE_BYTES:
+                break
+        self._writes[position] = b"".join(some), reached
+        return self._writes[position]
 
 
 class LiveTail:
     """
-    The newest facts, kept for everybody who watches; each client walks along them at its own pace.
+    The newest facts, kept for everybody who watches; each client walks along what its group is shown, at its own pace.
 
     Followed only while somebody watches, and a little longer: an office without a staff app pays nothing for it.
+
+    Args:
+        events: how many of the newest are kept, at least.
+        clients: how many may watch at a time.
     """
 
-    def __init__(self, bus: Bus, *, events: int) -> None:
+    def __init__(self, bus: Bus, *, events: int, clients: int = 800) -> None:
         self._bus = bus
         self._kept = events
+        self._clients = clients
+        self._history = History(bus)
         self._events: list[Event] = []
-        self._sequences: list[int] = []  # of the events, to find a client's place
-        self._changed = asyncio.Event()
+        self._groups: dict[Wanted, Group] = {}
         self._began = asyncio.Event()
         self._asked = asyncio.Event()
-        self._watching = 0
+        self._watching = self._places = 0
         self._floor = 0
         self.last = 0
 
@@ -153,7 +114,6 @@ class LiveTail:
                     await self._asked.wait()
             if self._asked.is_set() and not until.is_set():
                 await self._follow(until)
-        self._ring()
 
     async def _follow(self, until: asyncio.Event) -> None:
         """From now on, until nobody has watched for a while."""
@@ -164,91 +124,116 @@ class LiveTail:
             return
         self._began.set()
         reader = self._bus.reader((SUBJECTS,), after=self.last)
-        watched = time.monotonic()
+        watched = rang = time.monotonic()
         try:
             while not until.is_set() and time.monotonic() - watched < LINGER_S:
                 deliveries = await reader.wait(0.5)
-                for delivery in deliveries:
-                    if event := Event.of(delivery):
-                        self._events.append(event)
-                        self._sequences.append(event.sequence)
-                    self.last = delivery.sequence
-                if len(self._events) > 2 * self._kept:
-                    self._floor = self._sequences[-self._kept - 1]
-                    del self._events[: -self._kept], self._sequences[: -self._kept]
                 if deliveries:
-                    self._ring()
+                    self._take([event for delivery in deliveries if (event := Event.of(delivery))])
+                    self.last = deliveries[-1].sequence
                 if self._watching:
                     watched = time.monotonic()
+                if time.monotonic() - rang > KEEPALIVE_S:
+                    rang = time.monotonic()
+                    self._ring()
         finally:
             self._began.clear()
             self._asked.clear()
             self._events.clear()
-            self._sequences.clear()
+            self._ring()
             await reader.close()
+            await self._history.close()
+
+    def _take(self, events: list[Event]) -> None:
+        self._events += events
+        if len(self._events) > 2 * self._kept:
+            self._floor = self._events[-self._kept - 1].sequence
+            del self._events[: -self._kept]
+        for group in self._groups.values():
+            group.take(events, self._kept)
 
     def _ring(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for group in self._groups.values():
+            group.ring()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Room for one client. Raises RefusedError `too_many_watch`."""
+        if self._places >= self._clients:
+            raise RefusedError("too_many_watch", limit=self._clients, retry_after=10)
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+
+    @contextmanager
+    def _in(self, wanted: Wanted, asked: Iterable[str]) -> Iterator[Group]:
+        """The group of who wants this; a member is one of their own, since they were asked other things than their colleagues."""
+        key = wanted._replace(expires=0.0)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(wanted, self._floor)
+            group.take(self._events, self._kept)
+        group.theirs.update(asked)
+        group.clients += 1
+        left_s = min(wanted.ends - time.time(), 1e6)
+        ending = asyncio.get_running_loop().call_later(max(0.0, left_s) + 0.01, group.ring)
+        try:
+            yield group
+        finally:
+            ending.cancel()
+            group.clients -= 1
+            if not group.clients:
+                del self._groups[key]
 
     async def watch(
-        self, wanted: Wanted, after: int | None, until: asyncio.Event, *, asked: Iterable[str] = ()
+        self,
+        wanted: Wanted,
+        after: int | None,
+        until: asyncio.Event,
+        *,
+        asked: Iterable[str] = (),
+        holds: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[bytes]:
         """
-        Server-sent events from a sequence on (None: from now), without loss or repeat; comments keep the connection alive.
+        Server-sent events from a sequence on (None: from now), without loss or repeat, as many at a time as one write holds; comments
+        keep the connection alive. It ends with the token of whoever watches.
 
-        It ends with the token of whoever watches.
+        Whoever reads slowly, or not at all, costs one write and a position, and nobody waits for them.
 
         Args:
             asked: the open tasks that a member was asked about before; those that they are asked about later are noticed.
+            holds: whether their token has not been revoked.
         """
-        theirs = set(asked)
 
-        def shown(event: Event) -> bool:
-            if event.name == "task.offered" and wanted.member in event.members:
-                theirs.add(event.task)
-            return wanted.shows(event, theirs)
+        def over() -> bool:
+            return wanted.over or not holds()
 
         self._watching += 1
         try:
             self._asked.set()
             await self._began.wait()
             position = self.last if after is None else after
-            if wanted.member is not None:
-                theirs |= {e.task for e in self._events if e.name == "task.offered" and wanted.member in e.members}
-            yield b": paidan %d\n\n" % position
-            while not until.is_set() and not wanted.over:
-                if position < self._floor:
-                    async for sequence, event in self._catch_up(position, until):
-                        position = sequence
-                        if wanted.over:
-                            break
-                        if event and shown(event):
-                            yield event.lines()
-                    continue  # the tail has moved on meanwhile: look again before trusting it
-                changed, last = self._changed, self.last
-                for event in self._events[bisect_right(self._sequences, position) :]:
-                    if shown(event):
-                        yield event.lines()
-                position = max(position, last)
-                if position >= self.last:
-                    try:
-                        wait_s = max(0.0, min(KEEPALIVE_S, wanted.expires + LEEWAY_S + 0.01 - time.time()))
-                        async with asyncio.timeout(wait_s):
-                            await changed.wait()
-                    except TimeoutError:
-                        if not wanted.over:
+            with self._in(wanted, asked) as group:
+                yield b": paidan %d\n\n" % position
+                while not until.is_set() and not over():
+                    older = position < group.floor
+                    if older:
+                        try:
+                            events, position = await self._history.after(position, group.floor)
+                        except BusError:
+                            await asyncio.sleep(0.5)
+                            continue
+                        lines = b"".join([event.lines for event in events if group.shows(event)])
+                    else:
+                        lines, position = group.write(position)
+                    if lines and not over():
+                        yield lines
+                    elif not older:
+                        began = time.monotonic()
+                        await group.changed.wait()
+                        if time.monotonic() - began > KEEPALIVE_S / 2 and not over():
                             yield b": %d\n\n" % position
         finally:
             self._watching -= 1
-
-    async def _catch_up(self, after: int, until: asyncio.Event) -> AsyncIterator[tuple[int, Event | None]]:
-        """What came after a sequence that the tail no longer holds, until the tail does."""
-        reader = self._bus.reader((SUBJECTS,), after=after)
-        try:
-            while after < self._floor and not until.is_set():
-                for delivery in await reader.wait(0.5):
-                    after = delivery.sequence
-                    yield after, Event.of(delivery)
-        finally:
-            await reader.close()

@@ -2,20 +2,26 @@
 
 import asyncio
 import json
+import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
-from services.dispatch import streaming
-from services.dispatch.streaming import Event, LiveTail, Wanted
+from services.dispatch import showing
+from services.dispatch.settings import Settings
+from services.dispatch.showing import Event, Wanted
+from services.dispatch.streaming import LiveTail
+from shared import serving
 from shared.auth import Caller
 from shared.bus import Delivery, Message
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import Fact, MatchExplained, TaskAccepted, TaskClosed, TaskDeclined, TaskExpired, TaskOffered
 from tests.dispatch.conftest import Service
+from tests.dispatch.test_main import free_port
 from tests.examples import (
     LEAK,
     LI,
@@ -66,12 +72,13 @@ class Client:
             if lines.startswith(b":"):
                 self.began.set()
                 continue
-            id, name, data = lines.decode().rstrip("\n").split("\n")
-            self.ids.append(int(id.removeprefix("id: ")))
-            self.names.append(name.removeprefix("event: "))
-            self.data.append(json.loads(data.removeprefix("data: ")))
-            if self.pace_s:
-                await asyncio.sleep(self.pace_s)
+            for event in lines.decode().removesuffix("\n\n").split("\n\n"):
+                id, name, data = event.split("\n")
+                self.ids.append(int(id.removeprefix("id: ")))
+                self.names.append(name.removeprefix("event: "))
+                self.data.append(json.loads(data.removeprefix("data: ")))
+                if self.pace_s:
+                    await asyncio.sleep(self.pace_s)
 
     async def until_got(self, last: int, within_s: float = 10) -> None:
         """Wait for a sequence."""
@@ -155,6 +162,40 @@ async def test_a_client_that_is_slower_than_the_facts_misses_nothing(service: Se
         await client.until_got(last, within_s=20)
         assert client.ids == list(range(first + 1, last + 1))
         await client.leave()
+
+
+async def test_those_who_want_the_same_share_what_is_written(service: Service) -> None:
+    await service.start(desks=False)
+    streams = [service.tail.watch(wanted(), None, service.until) for _ in range(3)]
+    for stream in streams:
+        assert (await anext(stream)).startswith(b": paidan")
+    await write(service, 0, 5)
+    writes = [await anext(stream) for stream in streams]
+    assert writes[0] is writes[1] is writes[2]
+
+
+async def test_a_hundred_who_were_away_read_the_stream_once(service: Service) -> None:
+    """As after a restart of this process: everybody comes back at once, and the tail has only begun."""
+    first = (await service.bus.state()).last
+    last = await write(service, 0, 900)
+    await service.start(desks=False)
+    clients = [Client(service.tail, wanted(), first + n % 3) for n in range(100)]
+    for n, client in enumerate(clients):
+        await client.until_got(last, within_s=20)
+        assert client.ids == list(range(first + n % 3 + 1, last + 1))
+    info = json.loads(await service.bus.request("$JS.API.STREAM.INFO.EVENTS", b""))
+    assert info["state"]["consumer_count"] <= 3
+    for client in clients:
+        await client.leave()
+
+
+async def test_no_more_than_so_many_watch(service: Service) -> None:
+    tail = LiveTail(service.bus, events=50, clients=2)
+    with tail.place():
+        with tail.place(), pytest.raises(RefusedError, match="too_many_watch"), tail.place():
+            pass
+        with tail.place():
+            pass
 
 
 async def test_what_is_no_fact_is_passed_over(service: Service) -> None:
@@ -290,7 +331,7 @@ async def test_a_member_hears_how_what_they_were_offered_ends(service: Service) 
 
 async def test_a_stream_ends_with_its_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A little after it, as at the door: here 0.3 s instead of 5."""
-    monkeypatch.setattr(streaming, "LEEWAY_S", 0.3)
+    monkeypatch.setattr(showing, "LEEWAY_S", 0.3)
     await service.start(desks=False)
     client = Client(service.tail, wanted()._replace(expires=time.time() + 0.2))
     await client.began.wait()
@@ -339,6 +380,59 @@ async def test_an_office_sees_only_its_own_over_http(service: Service) -> None:
     token = service.token(district=QINGSHAN)
     answer = await lines_of(service, f"/v1/stream?after={first}", token)
     assert [line for line in answer.text.splitlines() if line.startswith("id: ")] == [f"id: {shared - 1}"]
+
+
+async def test_who_comes_when_all_places_are_taken_is_told_when_to_come_again(service: Service) -> None:
+    await service.start(desks=False)
+    with ExitStack() as taken:
+        for _ in range(800):
+            taken.enter_context(service.tail.place())
+        answer = await service.get("/v1/stream")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "too_many_watch", "10")
+
+
+async def test_who_does_not_read_holds_up_nobody_and_has_missed_nothing(service: Service) -> None:
+    """Over a real socket: 8 MB for a client that reads nothing until the others have everything."""
+    await service.start(desks=False)
+    port = free_port()
+    served = asyncio.create_task(serving.serve(service.app, Settings(http_port=port), until=service.until))
+    other = Client(service.tail, wanted())
+    await other.began.wait()
+    stuck, writer = await connected(port, service.token())
+    await stuck.readuntil(b"\r\n\r\n")
+    first = (await service.bus.state()).last
+    last = first
+    for n in range(0, 8_000, 400):
+        last = await write(service, n, 400)
+    await other.until_got(last, within_s=20)
+    ids: list[int] = []
+    async with asyncio.timeout(20):
+        while not ids or ids[-1] < last:
+            line = await stuck.readline()
+            if line.startswith(b"id: "):
+                ids.append(int(line[4:]))
+    assert ids == list(range(first + 1, last + 1))
+    writer.close()
+    await other.leave()
+    service.until.set()
+    await served
+
+
+async def connected(port: int, token: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that has asked for the stream; it takes little at a time."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    one.setblocking(False)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            await loop.sock_connect(one, ("127.0.0.1", port))
+            break
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.05)
+    reader, writer = await asyncio.open_connection(sock=one, limit=65536)
+    writer.write(f"GET /v1/stream HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    return reader, writer
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1e3", "²", "9999999"])

@@ -66,7 +66,7 @@ async def put(running: Running, kept: Contact) -> int:
     """Keep it in place of what was kept before, as dispatch does; its sequence. Raises BusError."""
     bus = await running.connect("dispatch")
     try:
-        return await bus.put(kept.subject, kept.encode())
+        return await bus.replace("KV_CONTACTS", kept.subject, kept.encode())
     finally:
         await bus.drain()
 

@@ -271,7 +271,14 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     "dispatch": _rights(
         "dispatch",
-        (*_FOLDS, "cmd.*.desk.>", "desk.*.alive.>", "$KV.CONTACTS.>", *_reads("KV_CONTACTS")),
+        (
+            *_FOLDS,
+            "cmd.*.desk.>",
+            "desk.*.alive.>",
+            "$KV.CONTACTS.>",
+            *_reads("KV_CONTACTS"),
+            "$JS.API.STREAM.MSG.DELETE.KV_CONTACTS",
+        ),
         ("cmd.*.desk.>", "qry.*.desk.>", "desk.*.alive.>"),
         answers=True,
     ),

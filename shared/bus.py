@@ -309,6 +309,27 @@ class Bus:
         with suppress(_NotThereError):
             await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": False})
 
+    async def erase(self, stream: str, subjects: str, *, below: int | None = None) -> int:
+        """Delete every message under these subjects, before a sequence, and overwrite its bytes on disk; how many there were."""
+        after, erased = 0, 0
+        while (message := await self.next(subjects, after=after, stream=stream)) is not None:
+            if below is not None and message.sequence >= below:
+                break
+            await self.delete(stream, message.sequence)
+            after, erased = message.sequence, erased + 1
+        return erased
+
+    async def replace(self, stream: str, subject: str, data: bytes, *, expect: int | None = None) -> int:
+        """
+        Store one message in the place of all before it on its subject, whose bytes are overwritten; its sequence.
+
+        Raises:
+            ConflictError, UnavailableError: as `put`; what was there may still be.
+        """
+        sequence = await self.put(subject, data, expect=expect)
+        await self.erase(stream, subject, below=sequence)
+        return sequence
+
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def last(self, subject: str, *, stream: str = STREAM, timeout_s: float = 2) -> Stored | None:

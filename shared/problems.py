@@ -143,6 +143,8 @@ WRONG: dict[str, tuple[str, str]] = {
 OWN: dict[str, str] = {
     "a phone number has at least three digits": "电话号码至少有三位数字",
     "lon and lat belong together": "经度与纬度须同时给出",
+    "either request or contact": "请给出诉求编号或联系方式之一",
+    "a contact needs a phone or an email": "联系方式须有电话或邮箱",
     "either text or service must say what it is about": "请填写诉求内容,或从服务清单中选择一项",
 }
 """What our own validators say, in Chinese."""

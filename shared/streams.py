@@ -24,7 +24,8 @@ def declared(replicas: int = 1) -> tuple[dict[str, Any], ...]:
 
     EVENTS keeps every fact for ever and stores whole batches only; staff apps see `live.evt.>`, which is republished once a
     message is stored, because plain subscribers of `evt.>` would also see batches that are then refused. SEALED and KEYS are
-    plain streams: a key-value bucket forbids deleting by sequence, which is what really erases.
+    plain streams: a key-value bucket forbids deleting by sequence, which is what really erases. They and CONTACTS hold every message
+    until it is deleted so: one that a later one pushes out (`max_msgs_per_subject`) stays on the disk.
     """
     streams: tuple[dict[str, Any], ...] = (
         {
@@ -44,7 +45,7 @@ def declared(replicas: int = 1) -> tuple[dict[str, Any], ...]:
             "subjects": ["sealed.>"],
             "storage": "file",
             "discard": "new",
-            "max_msgs_per_subject": 1,
+            "max_msgs_per_subject": -1,
             "allow_atomic": True,
         },
         {
@@ -52,10 +53,16 @@ def declared(replicas: int = 1) -> tuple[dict[str, Any], ...]:
             "subjects": ["keys.>"],
             "storage": "file",
             "discard": "new",
-            "max_msgs_per_subject": 1,
+            "max_msgs_per_subject": -1,
             "allow_atomic": True,
         },
-        {"name": "KV_CONTACTS", "subjects": ["$KV.CONTACTS.>"], **KV, "allow_rollup_hdrs": False},
+        {
+            "name": "KV_CONTACTS",
+            "subjects": ["$KV.CONTACTS.>"],
+            **KV,
+            "allow_rollup_hdrs": False,
+            "max_msgs_per_subject": -1,
+        },
         {"name": "KV_LEASES", "subjects": ["$KV.LEASES.>"], **KV, "allow_msg_ttl": True},
         {
             "name": "OBJ_SNAPSHOTS",

@@ -322,7 +322,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
                 reports.append(importing.Report(number, row.id, result))
         else:
             for _, row in good:
-                await bus.put(f"$KV.CONTACTS.{of}.{row.id}", row.contact())
+                await bus.replace("KV_CONTACTS", f"$KV.CONTACTS.{of}.{row.id}", row.contact())
             enrolled: set[str] = set()
             changed: set[str] = set()
             for n, first in enumerate(range(0, len(good), CHUNK)):

@@ -30,7 +30,7 @@ async def run(settings: Settings) -> None:
         intake = bring_up(bus, settings)
         await intake.listen(bus)
         following = asyncio.create_task(intake.following.run())
-        sweeping = asyncio.create_task(intake.sweeper.run())
+        tidying = [asyncio.create_task(intake.sweeper.run()), asyncio.create_task(intake.retention.run())]
         lost = asyncio.create_task(bus.closed.wait())
         for end in (following, lost):
             end.add_done_callback(lambda _: stop.set())
@@ -39,8 +39,8 @@ async def run(settings: Settings) -> None:
             await serve(intake.app, settings, until=stop)
         finally:
             failed = following.done()
-            for end in (following, lost, sweeping):
-                end.cancel()
+            for task in (following, lost, *tidying):
+                task.cancel()
             with suppress(asyncio.CancelledError):
                 await following
         if failed or bus.closed.is_set():

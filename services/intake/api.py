@@ -17,10 +17,12 @@ from services.intake.cases import Cases, told
 from services.intake.decide import calendar_for, rate, reopen, withdraw
 from services.intake.disclosing import WHYS, Disclosing, Disclosures
 from services.intake.door import Door
+from services.intake.erasing import Person
 from services.intake.following import Following
 from services.intake.metrics import REFUSED, SECONDS
 from services.intake.model import REOPENING, WITHDRAWING, Case, Rating, Reopening, Submission, Withdrawing
 from services.intake.naming import Naming
+from services.intake.people import Forgetting, People
 from shared.access import allowed
 from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
@@ -43,6 +45,11 @@ KEY_PARAMETER = {
     "description": "One per submission, repeated on retries: 1 to 200 printable ASCII characters",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200},
 }
+SEEKING = (
+    *("invalid_json", "unauthenticated", "forbidden", "foreign_district", "unknown_district", "not_found", "invalid"),
+    *("not_ready", "unavailable"),
+)
+Of = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
 POSITION = Query(None, ge=0, lt=2**53, description="As of this position at least: the one a POST has answered")
 
 Submitter = Annotated[Caller | None, allowed("resident", of="submission")]
@@ -50,6 +57,7 @@ by_code = allowed("resident", of="code")
 Holder = Annotated[Caller | None, by_code]
 """Of a tracking code."""
 Discloser = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor", of="handled", admin=False)]
+Seeker = Annotated[Caller, allowed("supervisor", of="district")]
 listed = allowed(of="register")
 
 
@@ -58,6 +66,7 @@ def create_app(
     door: Door,
     cases: Cases,
     disclosures: Disclosures,
+    people: People,
     following: Following,
     naming: Naming,
     doorkeeper: Doorkeeper,
@@ -241,6 +250,67 @@ def create_app(
             )
         log.info("request_disclosed", request=id, to=caller.actor, why=asked.why, parts=asked.parts)
         return _json(answer)
+
+    @app.get(
+        "/v1/requests/{tracking_code}/data",
+        tags=["people"],
+        summary="保存了什么、谁看过 / what is stored about you, and who looked",
+        responses=problems("unauthenticated", "not_found", "too_many", "not_ready", "unavailable"),
+        dependencies=[by_code],
+    )
+    async def stored_data(request: Request, tracking_code: str, position: int | None = POSITION) -> Response:
+        async with _refusals_counted(), _misses_limited(misses, request):
+            return _json(await people.data(tracking_code, following.known.register, position))
+
+    @app.post(
+        "/v1/requests/{tracking_code}/erase",
+        tags=["people"],
+        summary="删除个人信息,不可恢复 / erase what is personal, for good",
+        responses=problems(
+            "invalid_json", "key_missing", "unauthenticated", "not_found", "nothing_sealed", "invalid", "too_many", "unavailable"
+        ),
+        openapi_extra={"requestBody": _body(Forgetting), "parameters": [KEY_PARAMETER]},
+        dependencies=[by_code],
+    )  # fmt: skip
+    async def erase_request(request: Request, tracking_code: str) -> Response:
+        async with _refusals_counted(), _misses_limited(misses, request):
+            _key(request)
+            _validated(Forgetting, _loads(await request.body()))
+            return _json(await people.forget(tracking_code))
+
+    @app.post(
+        "/v1/people/find",
+        tags=["people"],
+        summary="按联系方式或诉求查找,不显示内容 / where something is sealed for somebody; nothing is opened to you",
+        description="A POST, so that the number is in no address and no log; it changes nothing and takes no Idempotency-Key.",
+        responses=problems(*SEEKING),
+        openapi_extra={"requestBody": _body(Person)},
+    )
+    async def find_person(request: Request, caller: Seeker, district: Of = None) -> Response:
+        async with _refusals_counted():
+            person = _validated(Person, _loads(await request.body()))
+            found = await people.find(person, caller, district, following.known.register)
+        log.info("person_sought", by=caller.actor, requests=sum(len(one["requests"]) for one in found))
+        return _json({"people": found})
+
+    @app.post(
+        "/v1/people/erase",
+        tags=["people"],
+        summary="删除一个人的全部个人信息,不可恢复 / erase everything sealed for somebody, for good",
+        description="With `dry_run=true` it says what would be erased. A repeat goes on where the first was stopped.",
+        responses=problems("key_missing", *SEEKING),
+        openapi_extra={"requestBody": _body(Person), "parameters": [{**KEY_PARAMETER, "required": False}]},
+    )
+    async def erase_person(request: Request, caller: Seeker, district: Of = None, dry_run: bool = False) -> Response:
+        async with _refusals_counted():
+            person = _validated(Person, _loads(await request.body()))
+            register = following.known.register
+            if dry_run:
+                return _json({"dry_run": True, "people": await people.find(person, caller, district, register)})
+            _key(request)
+            erased = await people.erase(person, caller, district, register)
+        log.info("person_erased", by=caller.actor, requests=sum(len(one["requests"]) for one in erased))
+        return _json({"dry_run": False, "people": erased})
 
     @app.get(
         "/v1/catalogue",

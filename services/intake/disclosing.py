@@ -144,7 +144,7 @@ class Disclosures:
         """
         found = await self._cases.fresh({"id": request_id})
         allow(found.case, caller, asked.why)
-        home, sealed = await self._sealed(found.case)
+        home, sealed = await self.sealed(found.case)
         parts = chosen(sealed, asked.parts)
 
         def fact(case: Case, _: object) -> RequestDisclosed:
@@ -178,7 +178,7 @@ class Disclosures:
         """
         found = await self._cases.find({"id": request_id})
         reachable(found.case)
-        home, sealed = await self._sealed(found.case)
+        home, sealed = await self.sealed(found.case)
         parts = chosen(sealed, ("contact",))
         done = await self._cases.once(
             {"id": request_id},
@@ -214,7 +214,7 @@ class Disclosures:
             answer = {"problem": problem(RefusedError("unavailable", retry_after=2))}
         await request.answer(orjson.dumps(answer))
 
-    async def _sealed(self, case: Case) -> tuple[str, Sealed | None]:
+    async def sealed(self, case: Case) -> tuple[str, Sealed | None]:
         """The office that sealed it and what its fact says of that. Raises UnavailableError."""
         for step in case.steps(RequestSubmitted.name):
             stored: Stored | None = await self._at(step.sequence)

@@ -88,6 +88,10 @@ class KeyKeeper:
             self._remembered.popitem(last=False)
         return key
 
+    def whose(self, district: str, contact: str | None, request_id: str) -> Whose:
+        """As `Keys.whose`."""
+        return self._keys.whose(district, contact, request_id)
+
     async def open(self, district: str, kid: str, request_id: str) -> dict[str, Any] | None:
         """
         What was sealed for a request; None where the key or the ciphertext no longer exists.

@@ -22,3 +22,4 @@ MALFORMED = Counter(
 )
 SWEPT = Counter("paidan_intake_swept_total", "Messages deleted from SEALED because no fact came after them", ["kind"])
 DISCLOSED = Counter("paidan_intake_disclosed_total", "Answers that opened what a resident had sealed", ["why"])
+ERASED = Counter("paidan_intake_erased_total", "Requests of which what was sealed has been erased", ["reason"])

@@ -13,10 +13,13 @@ from services.intake.cases import Cases
 from services.intake.committing import GroupCommit
 from services.intake.disclosing import REACH, Disclosures
 from services.intake.door import SEALED, Door
+from services.intake.erasing import Erasing
 from services.intake.following import Following
 from services.intake.keeping import STREAM as KEYS
 from services.intake.keeping import KeyKeeper
 from services.intake.naming import Naming
+from services.intake.people import People
+from services.intake.retaining import Retention
 from services.intake.sealing import Keys
 from services.intake.settings import Settings
 from services.intake.sweeping import Sweeper
@@ -27,12 +30,13 @@ from shared.limiting import Limits
 
 @dataclass(frozen=True)
 class Intake:
-    """An app, the folds it needs to be followed (`following.run()`), and who tidies up behind it (`sweeper.run()`)."""
+    """An app, the folds it needs to be followed (`following.run()`), and who tidies up behind it (`sweeper.run()`, `retention.run()`)."""
 
     app: FastAPI
     following: Following
-    sweeper: Sweeper
     disclosures: Disclosures
+    sweeper: Sweeper
+    retention: Retention
 
     async def listen(self, bus: Bus) -> None:
         """Take what is asked over the bus; the instances share it."""
@@ -67,6 +71,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     )
     cases = Cases(bus, naming, _now, position=lambda: door.position, within_s=settings.commit_within_s)
     disclosures = Disclosures(cases, keeper, naming, bus.at)
+    erasing = Erasing(bus, cases, disclosures, keeper, naming)
 
     async def ready() -> dict[str, str]:
         missing = {}
@@ -80,13 +85,20 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         door=door,
         cases=cases,
         disclosures=disclosures,
+        people=People(cases, disclosures, erasing),
         following=following,
         naming=naming,
         doorkeeper=doorkeeper,
         misses=Limits(settings.misses_per_s, settings.misses_burst),
         ready=ready,
     )
-    return Intake(app, following, Sweeper(bus, _now), disclosures)
+    return Intake(
+        app,
+        following,
+        disclosures,
+        Sweeper(bus, _now, erasing.finish),
+        Retention(bus, cases, erasing, naming, lambda: following.known.register, _now),
+    )
 
 
 def _now() -> datetime:

@@ -8,7 +8,7 @@ is never touched, nor its claim: a repeat may come at any later time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import uniform
@@ -17,7 +17,9 @@ from typing import NamedTuple, Protocol
 import orjson
 
 from services.intake.door import SEALED, claim_subject
+from services.intake.keeping import STREAM as KEYS
 from services.intake.metrics import SWEPT
+from services.intake.sealing import key_subject
 from shared.bus import STREAM, Delivery, Stored, StreamState
 from shared.errors import BusError, MalformedError
 from shared.telemetry import logger
@@ -101,8 +103,8 @@ class Sweeping(Protocol):
     async def state(self, stream: str = STREAM) -> StreamState:
         """Which stream there is."""
 
-    async def put(self, subject: str, data: bytes) -> int:
-        """Store one message."""
+    async def replace(self, stream: str, subject: str, data: bytes) -> int:
+        """Store a message in the place of those before it."""
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete one message and its bytes."""
@@ -116,11 +118,13 @@ class Sweeper:
     Every instance sweeps, and each goes on where any of them has come to: what two of them delete is deleted once.
 
     Args:
-        per_s: so many messages at most; each costs the bus up to four questions.
+        finish: told the district and the key of what was sealed in the moment in which this key was destroyed.
+        per_s: so many messages at most; each costs the bus up to five questions.
     """
 
     bus: Sweeping
     clock: Callable[[], datetime]
+    finish: Callable[[str, str], Awaitable[None]]
     per_s: float = 50
     round_s: float = ROUND_S
     _created: str = field(default="", init=False)
@@ -154,6 +158,8 @@ class Sweeper:
                         await self.bus.delete(SEALED, message.sequence)
                         SWEPT.labels(held.kind).inc()
                         swept[held.kind] += 1
+                    elif held.kid and await self.bus.last(key_subject(held.district, held.kid), stream=KEYS) is None:
+                        await self.finish(held.district, held.kid)
                     walked += 1
                     await asyncio.sleep(1 / self.per_s)
                 self._after = message.sequence
@@ -189,4 +195,4 @@ class Sweeper:
         return max(self._after, mark["sequence"]) if mark.get("created") == self._created else self._after
 
     async def _mark(self) -> None:
-        await self.bus.put(MARK, orjson.dumps({"created": self._created, "sequence": self._after}))
+        await self.bus.replace(SEALED, MARK, orjson.dumps({"created": self._created, "sequence": self._after}))

@@ -140,6 +140,7 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "task": None,
                 "holder": None,
                 "closed": None,
+                "sealed": "kept" if case.get("sealed") == "frozen" else case.get("sealed"),
             }
         case TaskOpened():
             moved = {

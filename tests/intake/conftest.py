@@ -15,7 +15,7 @@ import pytest
 
 from deploy.identities import Identities, issue_token
 from deploy.servers import NatsServer
-from services.intake.running import bring_up
+from services.intake.running import Intake, bring_up
 from services.intake.settings import Settings
 from shared import streams
 from shared.bus import Bus, Message
@@ -35,6 +35,7 @@ class World:
         self.identities = identities
         self.stack = stack
         self.admin = admin
+        self.instances: list[Intake] = []
         self._documents = 0
         self._told = 0
 
@@ -69,6 +70,7 @@ class World:
         self.stack.push_async_callback(bus.drain)
         intake = bring_up(bus, self.settings(**more))
         await intake.listen(bus)
+        self.instances.append(intake)
         following = asyncio.create_task(intake.following.run())
 
         async def end() -> None:
@@ -89,6 +91,10 @@ class World:
         self._told += 1
         one = Envelope(derived_id("told", self._told), district, area, at, fact, district, case=request_id)
         return await self.admin.commit([Message(one.subject, one.encode())])
+
+    def on_disk(self) -> bytes:
+        """Every byte that the server has written."""
+        return b"".join(file.read_bytes() for file in self.server.data.rglob("*") if file.is_file())
 
     def token(self, sub: str, district: str, *roles: str) -> str:
         """Somebody's bearer token."""

@@ -58,7 +58,11 @@ async def sweeper(world: World, later: timedelta = timedelta(hours=2)) -> Sweepe
     """As one instance has it, with its rights, so much later."""
     bus = await Bus.connect(world.server.url, name="intake", seed=world.identities.seed("intake"))
     world.stack.push_async_callback(bus.drain)
-    return Sweeper(bus, lambda: datetime.now(UTC) + later, per_s=10_000)
+    return Sweeper(bus, lambda: datetime.now(UTC) + later, nothing_to_finish, per_s=10_000)
+
+
+async def nothing_to_finish(district: str, kid: str) -> None:
+    raise AssertionError(f"the key {kid} of {district} is there")
 
 
 async def crash_before_the_fact(intake: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, key: str) -> None:

@@ -148,7 +148,7 @@ async def test_a_sweep_that_ended_half_way_keeps_nobody_from_trying_again(
 
     first = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
     assert first.status_code == 201
-    assert sorted(await held(world)) == sorted(subjects)
+    assert set(await held(world)) == set(subjects)
     assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).content == first.content
 
 

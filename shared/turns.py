@@ -331,6 +331,7 @@ class Turns(Generic[S]):
         self._position = 0
         self._moved = 0
         self._moved_at = 0.0
+        self._hear_first: int | None = None
         self._fold: Fold[S] | None = None
         self._live: S = rules.initial(
             district
@@ -413,7 +414,7 @@ class Turns(Generic[S]):
                 epoch=self._lease.epoch,
                 fence=self._fence,
             )
-            opened = inputs.opened
+            opened, self._hear_first = inputs.opened, None
             while self._may_lead() and not until.is_set():
                 if inputs.opened != opened:
                     opened = inputs.opened
@@ -506,11 +507,13 @@ class Turns(Generic[S]):
             self._inputs.extend(await reader.take(WORK_MAX))
         now = self._now(fold)
         due: list[tuple[datetime, str]] = []
-        while self._heap and self._heap[0][0] <= now and len(due) < self._limit:
+        heard = self._has_heard(reader)
+        while heard and self._heap and self._heap[0][0] <= now and len(due) < self._limit:
             due.append(heapq.heappop(self._heap))
         if not (due or self._inputs or self._commands):
             await self._quiet_marker(fold)
-            wait_s = min(0.5, max(0.001, (self._heap[0][0] - self._clock()).total_seconds())) if self._heap else 0.5
+            soon = self._heap and heard
+            wait_s = min(0.5, max(0.001, (self._heap[0][0] - self._clock()).total_seconds())) if soon else 0.5
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):  # not wait_for: before 3.12 it may swallow a cancellation
                     await self._wake.wait()
@@ -545,6 +548,16 @@ class Turns(Generic[S]):
                 asked.answer.set_result(answer | {"position": self._fence} if known else answer)
         if not facts:
             await self._quiet_marker(fold)
+
+    def _has_heard(self, reader: Reader | None) -> bool:
+        """
+        Whether a new leader knows what was said while nobody led: until then no deadline is due.
+
+        An answer that came in time is heard before the question runs out, however long nobody was there to hear it.
+        """
+        if self._hear_first is None and reader is not None and reader.complete:
+            self._hear_first = self._inputs[-1].sequence if self._inputs else 0
+        return self._hear_first is not None and not (self._inputs and self._inputs[0].sequence <= self._hear_first)
 
     def _fitting(self, work: int, facts: int) -> int:
         """How much work fits the next batch, judged by this one, so that few turns have to be decided twice."""

@@ -33,6 +33,7 @@ STEPS: Mapping[str, tuple[str, str]] = {
     "task.offered": ("已派单", "offered to the people who can help"),
     "task.accepted": ("已接单", "accepted"),
     "task.unplaced": ("暂无人接单,由值班人员安排", "nobody was free: the office arranges it"),
+    "task.handed_over": ("已转由其他单位办理", "passed on to the office whose matter it is"),
     "task.arrived": ("人员已到场", "somebody is on the spot"),
     "task.done": ("已办结", "done"),
     "request.rated": ("已评价", "rated"),

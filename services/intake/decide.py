@@ -31,6 +31,7 @@ STATES: dict[str, tuple[str, str]] = {
     "closed": ("已结案", "closed"),
     "unplaced": ("等待人工安排", "waiting for the office to arrange it"),
     "withdrawn": ("已撤回", "withdrawn"),
+    "handed_over": ("已转由其他单位办理", "passed on to another office"),
 }
 """What a resident is told, in Chinese and English."""
 OVER = frozenset({"done", "closed", "withdrawn"})

@@ -223,7 +223,11 @@ class Door:
     ) -> _Submitting:
         now = instant(self._clock())
         place = known.places(now).locate(asked.location)
-        district = place.area.served_by
+        classified = known.catalogue.classify(asked.service, asked.text)
+        area, register = place.area, known.register
+        district = register.served_by(area, classified.item.item, register.today(area.served_by, now))
+        if district != area.served_by:  # as a conferral has ruled for this item
+            place = replace(place, area=area.model_copy(update={"served_by": district}))
         if caller is not None and not caller.of(district):
             raise RefusedError("foreign_district", district=district, yours=caller.district)
         served = known.register.districts.get(district)
@@ -234,7 +238,7 @@ class Door:
             asked=asked,
             caller=caller,
             place=place,
-            classified=known.catalogue.classify(asked.service, asked.text),
+            classified=classified,
             request_id=request_id,
             fingerprint=fingerprint,
             traceparent=traceparent,

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from services.ledger import api
+from services.ledger import api, precedents
 from services.ledger.api import Ledger
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import ForeignLogError
@@ -58,9 +58,10 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
     following = asyncio.create_task(registry.run(settled), name="register")
+    ruling = asyncio.create_task(precedents.follow(bus, registry, stopping), name="precedents")
     serving = asyncio.create_task(serve(app, settings, until=stopping), name="http")
     told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
-    work: set[asyncio.Task[Any]] = {writing, folding, following, serving}
+    work: set[asyncio.Task[Any]] = {writing, folding, following, ruling, serving}
     logger().info("ledger_started", log=settings.origin, port=settings.http_port)
     try:
         await asyncio.wait(told | work, return_when=asyncio.FIRST_COMPLETED)
@@ -69,7 +70,7 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
         await queries.end()
         await asyncio.wait({writing, serving})  # the batch at hand is finished, answers under way go out
         settled.set()
-        await asyncio.wait({folding, following}, timeout=10)
+        await asyncio.wait({folding, following, ruling}, timeout=10)
         if asked:
             await asyncio.wait(asked, timeout=api.WAIT_S + 1)
         for task in told:

@@ -10,7 +10,10 @@ import orjson
 
 from shared.envelope import Envelope, canonical
 from shared.facts import (
+    ConferralOpened,
     Due,
+    HandoverOffered,
+    HelpAsked,
     RequestErased,
     RequestFrozen,
     RequestRated,
@@ -28,7 +31,7 @@ from shared.facts import (
 )
 
 State = Literal[
-    "submitted", "opened", "offered", "accepted", "arrived", "done", "closed", "unplaced", "withdrawn"
+    "submitted", "opened", "offered", "accepted", "arrived", "done", "closed", "unplaced", "withdrawn", "handed_over"
 ]  # fmt: skip
 
 _TASK_STATES: dict[type, State] = {
@@ -42,6 +45,7 @@ MOVING = frozenset(
     {
         *(RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestFrozen, RequestErased),
         *(TaskOpened, TaskClosed, TaskHandedOver, *_TASK_STATES),
+        *(HandoverOffered, ConferralOpened, HelpAsked),
     }
 )
 """The facts that change a case; others appear in its timeline only."""
@@ -50,6 +54,8 @@ DETAILS = (
     *("task_id", "member_id", "members", "wave", "until", "reason", "outcome", "grade", "solved", "round", "same_as"),
     *("notice_id", "recipient", "template", "channel", "attempt", "retry_at", "match_id", "item", "urgency", "due"),
     *("item_rule", "urgency_rule", "area_rule", "located_in", "to", "office", "why", "parts"),
+    *("handover_id", "conferral_id", "help_id", "giver", "asker", "basis", "grant", "by", "new_task_id"),
+    *("parties", "lead", "owner", "precedent", "whistle"),
 )
 """What a timeline shows of a fact's data, where the fact has it."""
 
@@ -155,6 +161,8 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "task": fact.task_id,
                 "holder": None,
             }
+        case HandoverOffered() | ConferralOpened() | HelpAsked():
+            moved = {}  # another office comes to see it
         case TaskClosed() if fact.task_id == case.get("task") and fact.reason != "reopened":
             moved = {
                 "state": "withdrawn" if fact.reason == "withdrawn" else "closed",
@@ -162,7 +170,9 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
             }
         case TaskHandedOver() if fact.task_id == case.get("task"):
             moved = {
+                "state": case["state"] if case["state"] == "withdrawn" else "handed_over",
                 "district": fact.to,
+                "task": fact.new_task_id,
                 "granted": fact.to == case.get("home") or (case.get("granted", False) and fact.grant),
                 "holder": None,
             }

@@ -367,6 +367,7 @@ class Registry:
     Attributes:
         sequence: of the last `register.applied` folded in; the fence of the next change.
         unfinished: that one said there is more.
+        ruled: the conferrals that the register has taken a precedent from, ever.
     """
 
     bus: Bus
@@ -374,6 +375,7 @@ class Registry:
     register: Register = field(default_factory=Register)
     sequence: int = 0
     unfinished: bool = False
+    ruled: set[str] = field(default_factory=set)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -388,6 +390,8 @@ class Registry:
                         fact = decode(delivery.subject, delivery.data).fact
                         register = evolve(register, fact)
                         unfinished = fact.more if isinstance(fact, RegisterApplied) else unfinished
+                        if isinstance(fact, PrecedentSet) and fact.conferral:
+                            self.ruled.add(fact.conferral)
                     except MalformedError as why:
                         logger().error("register_fact_ignored", sequence=delivery.sequence, why=str(why))
                     if delivery.subject == APPLIED:

@@ -417,6 +417,21 @@ def _requests() -> Schema:
         "properties": {"case": {"type": "object"}, "as_of": number, "stale": {"type": "boolean"}},
         "required": ["case", "as_of", "stale"],
     }
+    missed = {
+        "type": "object",
+        "properties": {
+            "events": {
+                "type": "array",
+                "items": {"type": "object", "properties": {"sequence": number, "event": {"type": "object"}}},
+            },
+            "after": {**number, "description": "Where to go on: nothing up to here was left out."},
+            "last": {
+                **number,
+                "description": "The stream's last sequence; there are more pages while `after` is below it.",
+            },
+        },
+        "required": ["events", "after", "last"],
+    }
     return {
         "Problem": problem,
         "Command": {
@@ -440,6 +455,16 @@ def _requests() -> Schema:
             "properties": {"id": text, "tracking_hash": text, "position": number},
         },
         "CaseAnswer": {"oneOf": [found, refused]},
+        "MissedQuery": {
+            "type": "object",
+            "properties": {
+                "after": {**number, "description": "The last sequence that was seen; left out: from now on."},
+                "limit": {**number, "minimum": 1, "maximum": 200},
+                "types": {**text, "description": "Prefixes, comma-separated: `task.,handover.`"},
+                "token": {**text, "description": "A bearer token; `desk.mine` needs one."},
+            },
+        },
+        "MissedAnswer": {"oneOf": [missed, refused]},
     }
 
 
@@ -449,6 +474,10 @@ def _add_requests(channels: Schema, operations: Schema, messages: Schema) -> Non
          "dispatch.answers.command", "A command to a district's desk. Every instance hears it; the leader answers after the commit."),
         ("ledger.case", "qry.{district}.ledger.case", "ledger", ("district",), "case.query", "CaseQuery",
          "ledger.answers.case", "A request and what became of it."),
+        ("desk.events", "qry.{district}.desk.events", "dispatch", ("district",), "events.query", "MissedQuery",
+         "dispatch.answers.events", "What an office's app has missed, a page at a time; the bus account is its right to ask."),
+        ("desk.mine", "qry.{district}.desk.mine", "dispatch", ("district",), "mine.query", "MissedQuery",
+         "dispatch.answers.mine", "What the holder of a token has missed: a member their own, others as their office sees it."),
     )  # fmt: skip
     for channel, address, service, parameters, message, schema, operation, says in asked:
         answer = schema.removesuffix("Query") + "Answer"

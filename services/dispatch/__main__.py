@@ -8,6 +8,7 @@ import sys
 import uvloop
 
 from services.dispatch.api import create_app
+from services.dispatch.catching_up import CatchingUp
 from services.dispatch.desk import RULES, Desks
 from services.dispatch.settings import Settings
 from services.dispatch.streaming import LiveTail
@@ -51,6 +52,7 @@ async def run(settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(desks.run())
             group.create_task(tail.run(until))
+            group.create_task(CatchingUp(bus, desks, tail, doorkeeper).run(until))
             group.create_task(serving.serve(app, settings, until=until))
     finally:
         lost = bus.closed.is_set()

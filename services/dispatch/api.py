@@ -24,7 +24,7 @@ from services.dispatch.showing import OFFICE, Wanted
 from services.dispatch.streaming import LiveTail
 from shared import web
 from shared.access import allowed
-from shared.auth import EVERYWHERE, Caller, Doorkeeper, bearer
+from shared.auth import Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import District, MemberId, plain
@@ -384,11 +384,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         if after is not None and after > tail.last and after > (await bus.state()).last:
             raise RefusedError("bad_cursor", field="Last-Event-ID", last=tail.last)
 
-        asked: set[str] = set()
-        if wanted.member is not None:
-            for desk in (turns for code, turns in desks.desks.items() if wanted.district in (code, EVERYWHERE)):
-                asked |= {task.id for task in desk.state.tasks.values() if wanted.member in task.tried}
-
+        asked = desks.asked(wanted.member, wanted.district) if wanted.member is not None else ()
         holds = partial(doorkeeper.holds, caller)
         return Watching(tail, tail.watch(wanted, after, until, asked=asked, holds=holds))
 

@@ -15,7 +15,7 @@ import orjson
 from services.dispatch import commands, model
 from services.dispatch.decide import decide
 from services.dispatch.model import Desk
-from shared.auth import Doorkeeper
+from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import Bus, Request, Subscription
 from shared.envelope import decode
 from shared.errors import FencedError, MalformedError, RefusedError
@@ -66,7 +66,7 @@ class Desks:
     The desks of this instance: those named, or one for each district that the register names.
 
     Args:
-        districts: codes, or `*`.
+        districts: codes, or `*`; `named` is None for that.
         snapshot: called with a district when its leader thinks it is time for a new snapshot.
     """
 
@@ -75,7 +75,7 @@ class Desks:
     ) -> None:
         self._bus = bus
         self._doorkeeper = doorkeeper
-        self._named = None if districts.strip() == "*" else frozenset(districts.replace(" ", "").split(","))
+        self.named = None if districts.strip() == "*" else frozenset(districts.replace(" ", "").split(","))
         self._instance = instance
         self._until = until
         self._turns = turns
@@ -91,6 +91,11 @@ class Desks:
         if district not in self.desks:
             raise RefusedError("unknown_district", district=district)
         return self.desks[district]
+
+    def asked(self, member: str, district: str) -> set[str]:
+        """The open tasks that a member was ever asked about, in a district or (`*`) anywhere."""
+        desks = (turns for code, turns in self.desks.items() if district in (code, EVERYWHERE))
+        return {task.id for turns in desks for task in turns.state.tasks.values() if member in task.tried}
 
     @property
     def failed(self) -> dict[str, str]:
@@ -121,7 +126,7 @@ class Desks:
     async def run(self) -> None:
         """Open desks as the register names them, take commands; ends when told to, after every desk has."""
         self._subscription = await self._bus.serve("cmd.*.desk.*", self._take)
-        for district in sorted(self._named or ()):
+        for district in sorted(self.named or ()):
             self._open(district)
         reader = self._bus.reader((REGISTER,), after=0)
         try:
@@ -133,7 +138,7 @@ class Desks:
                         logger().error("register_malformed", sequence=delivery.sequence, why=str(why))
                         continue
                     self.register = evolve(self.register, fact)
-                    if isinstance(fact, DistrictSet) and (self._named is None or fact.district in self._named):
+                    if isinstance(fact, DistrictSet) and (self.named is None or fact.district in self.named):
                         self._open(fact.district)
         finally:
             await reader.close()

@@ -23,6 +23,15 @@ BETWEEN_DESK_AND_ONE = ("task.offered", "task.declined", "task.expired")
 """Whom else a desk asked, and why they said no, is not their colleagues' affair."""
 
 
+ROLES = ("member", *sorted(OFFICE))
+"""Who may watch at all."""
+
+
+def prefixes(types: str) -> tuple[str, ...]:
+    """What is wanted, from `task.offered, handover.`; nothing is everything."""
+    return tuple(one.strip() for one in types.split(",") if one.strip())
+
+
 class Event(NamedTuple):
     """One fact as the stream sends it."""
 
@@ -87,7 +96,7 @@ class Wanted(NamedTuple):
         return cls(
             of,
             area,
-            tuple(t.strip() for t in types.split(",") if t.strip()) if types else (),
+            prefixes(types or ""),
             None if caller.roles & OFFICE else caller.id,
             caller.expires,
         )

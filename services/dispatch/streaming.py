@@ -18,6 +18,10 @@ LINGER_S = 30.0
 """How long the tail is followed after the last client has gone: most come back."""
 WRITE_EVENTS, WRITE_BYTES = 1_000, 64 * 1024
 """About the most that one write holds: what a client that does not read costs."""
+PAGE_BYTES = 512 * 1024
+"""The bus carries 1 MiB."""
+PAGE_S, PAGE_WITHIN_S = 0.5, 1.5
+"""How long one page is looked for, and how long the tail may take to begin: whoever asks on the bus waits 2 s."""
 WRITES_MAX = 32
 """How many writes a group keeps for those who come after."""
 
@@ -102,6 +106,7 @@ class LiveTail:
         self._groups: dict[Wanted, Group] = {}
         self._began = asyncio.Event()
         self._asked = asyncio.Event()
+        self._moved = asyncio.Event()
         self._watching = self._places = 0
         self._floor = 0
         self.last = 0
@@ -131,6 +136,8 @@ class LiveTail:
                 if deliveries:
                     self._take([event for delivery in deliveries if (event := Event.of(delivery))])
                     self.last = deliveries[-1].sequence
+                    self._moved.set()
+                    self._moved = asyncio.Event()
                 if self._watching:
                     watched = time.monotonic()
                 if time.monotonic() - rang > KEEPALIVE_S:
@@ -155,6 +162,46 @@ class LiveTail:
     def _ring(self) -> None:
         for group in self._groups.values():
             group.ring()
+
+    async def page(
+        self, wanted: Wanted, after: int, last: int, *, limit: int, asked: Iterable[str] = ()
+    ) -> tuple[list[Event], int]:
+        """
+        What is shown behind a sequence, oldest first, and how far that is: to the `last` sequence, or as many as `limit` says, as one
+        answer holds, or as were found in time.
+
+        Raises:
+            UnavailableError, TimeoutError: the stream cannot be read.
+        """
+        self._watching += 1
+        try:
+            self._asked.set()
+            async with asyncio.timeout(PAGE_WITHIN_S):
+                await self._began.wait()
+                while self.last < last:
+                    await self._moved.wait()
+            looking = Group(wanted, 0)
+            looking.theirs.update(asked)
+            found: list[Event] = []
+            size, position, ends = 0, after, time.monotonic() + PAGE_S
+            while position < last and time.monotonic() < ends:
+                if position < self._floor:
+                    events, reached = await self._history.after(position, self._floor)
+                else:
+                    begin = bisect_right(self._events, position, key=lambda event: event.sequence)
+                    events = self._events[begin : begin + WRITE_EVENTS]
+                    reached = events[-1].sequence if len(events) == WRITE_EVENTS else self.last
+                for event in events:
+                    if looking.shows(event):
+                        size += len(event.lines)
+                        if len(found) == limit or (found and size > PAGE_BYTES):
+                            return found, position
+                        found.append(event)
+                    position = event.sequence
+                position = reached
+            return found, position
+        finally:
+            self._watching -= 1
 
     @contextmanager
     def place(self) -> Iterator[None]:

@@ -1,0 +1,130 @@
+"""
+Queries on the bus: what an office's app, or one person, has missed, a page at a time.
+
+The bus itself shows an app only what happens now. A page is what it did not see, by the same rules as the live stream over HTTP:
+`qry.<district>.desk.events` for whoever is let into the district's account, `qry.<district>.desk.mine` for the holder of a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.dispatch.desk import Desks
+from services.dispatch.showing import ROLES, Event, Wanted, prefixes
+from services.dispatch.streaming import LiveTail
+from shared.auth import Doorkeeper
+from shared.bus import Bus, Request
+from shared.errors import BusError, RefusedError
+from shared.problems import problem, said
+
+EVENTS_MAX = 200
+AT_ONCE_MAX = 16
+"""Of one district; an office that asks more does not keep the others waiting."""
+
+
+class Ask(BaseModel):
+    """
+    What is asked.
+
+    Attributes:
+        after: a sequence; left out, nothing is shown and the answer says where now is.
+        types: prefixes, comma-separated.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    after: int | None = Field(None, ge=0)
+    limit: int = Field(EVENTS_MAX, ge=1, le=EVENTS_MAX)
+    types: str = Field("", max_length=500)
+    token: str | None = None
+
+
+class CatchingUp:
+    """Answers both queries for the districts of this instance; instances share the questions out."""
+
+    def __init__(self, bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper) -> None:
+        self._bus = bus
+        self._desks = desks
+        self._tail = tail
+        self._doorkeeper = doorkeeper
+        self._answering: set[asyncio.Task[None]] = set()
+        self._busy: Counter[str] = Counter()
+
+    async def run(self, until: asyncio.Event) -> None:
+        """Answer until told to stop, and finish what is under way."""
+        subscriptions = [
+            await self._bus.serve(f"qry.{district}.desk.*", self._take, alone=True)
+            for district in sorted(self._desks.named or ("*",))
+        ]
+        try:
+            await until.wait()
+        finally:
+            for subscription in subscriptions:
+                await subscription.end()
+            await asyncio.gather(*self._answering, return_exceptions=True)
+
+    async def _take(self, request: Request) -> None:
+        """Start on a question; the next one does not wait for it."""
+        _, district, _, what = request.subject.split(".")
+        if self._busy[district] >= AT_ONCE_MAX:
+            await request.answer(_refused(RefusedError("too_many", retry_after=1)))
+            return
+        self._busy[district] += 1
+        task = asyncio.create_task(self._answer(district, what, request))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, district: str, what: str, request: Request) -> None:
+        try:
+            answer = await self._page(district, what, request.data)
+        except RefusedError as why:
+            answer = _refused(why)
+        except (BusError, TimeoutError):
+            answer = _refused(RefusedError("unavailable", retry_after=2))
+        finally:
+            self._busy[district] -= 1
+        await request.answer(answer)
+
+    async def _page(self, district: str, what: str, content: bytes) -> bytes:
+        """Raises RefusedError, BusError, TimeoutError."""
+        if what not in ("events", "mine"):
+            raise RefusedError("unknown_command", verb=what)
+        ask = _ask(content)
+        wanted = Wanted(district, types=prefixes(ask.types))
+        asked: set[str] = set()
+        if what == "mine":
+            caller = self._doorkeeper.check(ask.token).need(*ROLES)
+            wanted = Wanted.by(caller, district, None, ask.types)
+            if wanted.member is not None:
+                asked = self._desks.asked(wanted.member, district)
+        last = (await self._bus.state()).last
+        if ask.after is None:
+            return _answered([], last, last)
+        if ask.after > last:
+            raise RefusedError("bad_cursor", field="after", last=last)
+        events, reached = await self._tail.page(wanted, ask.after, last, limit=ask.limit, asked=asked)
+        return _answered(events, reached, max(last, reached))
+
+
+def _ask(content: bytes) -> Ask:
+    """Raises RefusedError `invalid_json`, or `invalid` with the field."""
+    try:
+        return Ask.model_validate(orjson.loads(content or b"{}"))
+    except orjson.JSONDecodeError:
+        raise RefusedError("invalid_json") from None
+    except ValidationError as why:
+        first = why.errors(include_url=False, include_input=False)[0]
+        zh, en = said(first)
+        raise RefusedError("invalid", field=".".join(map(str, first["loc"])) or "body", why=zh, why_en=en) from None
+
+
+def _answered(events: list[Event], after: int, last: int) -> bytes:
+    page = b",".join(b'{"event":%b,"sequence":%d}' % (event.data, event.sequence) for event in events)
+    return b'{"after":%d,"events":[%b],"last":%d}' % (after, page, last)
+
+
+def _refused(why: RefusedError) -> bytes:
+    return orjson.dumps({"problem": problem(why)})

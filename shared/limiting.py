@@ -17,6 +17,25 @@ class Bucket:
     counted_s: float
 
 
+class Spacing:
+    """
+    How long each of a kind has to wait so that they come `apart_s` apart, and none longer than `most_s`.
+
+    Whoever asks again as soon as it is answered is slowed by it; whoever is alone does not wait.
+    """
+
+    def __init__(self, apart_s: float, most_s: float) -> None:
+        self._apart_s = apart_s
+        self._most_s = most_s
+        self._free_s: dict[str, float] = {}
+
+    def wait_s(self, whose: str, now_s: float) -> float:
+        """How long this one waits, from now."""
+        wait_s = min(max(0.0, self._free_s.get(whose, now_s) - now_s), self._most_s)
+        self._free_s[whose] = now_s + wait_s + self._apart_s
+        return wait_s
+
+
 class Limits:
     """
     One bucket per district, caller or address, filled at `rate_per_s` up to `burst`; full ones are forgotten where there are too many.

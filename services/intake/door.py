@@ -27,7 +27,7 @@ from shared.bus import STREAM, Message, Stored
 from shared.envelope import Envelope, decode
 from shared.errors import ConflictError, RefusedError, UnavailableError
 from shared.facts import RequestSubmitted, Sealed, instant
-from shared.limiting import Limits
+from shared.limiting import Limits, Spacing
 from shared.register import Register
 from shared.telemetry import logger
 
@@ -35,6 +35,10 @@ SEALED = "SEALED"
 PAUSE_S = 0.05
 PAUSE_MAX_S = 0.5
 RETRY_AFTER_S = 5
+APART_S = 0.04
+HELD_MOST_S = 3.0
+"""What comes for one district is taken, or refused, so far apart and is held back so long at most: else many at once, each back as
+soon as it is answered, keep intake and what follows it from the other districts."""
 URGENT = 2
 EMERGENCY = "110 / 119 / 120"
 RENEWED_AFTER = timedelta(minutes=30)
@@ -144,6 +148,7 @@ class Door:
         self._facts = facts
         self._following = following
         self._limits = limits
+        self._spacing = Spacing(APART_S, HELD_MOST_S)
         self._clock = clock
         self._within_s = commit_within_s
         self._under_way: dict[str, asyncio.Future[Accepted]] = {}
@@ -199,7 +204,7 @@ class Door:
         traceparent: str | None,
     ) -> Accepted:
         try:
-            one = self._understand(known, asked, caller, request_id, fingerprint, traceparent)
+            one = await self._understand(known, asked, caller, request_id, fingerprint, traceparent)
         except RefusedError:
             # Perhaps it was taken in when the register was another, or before there were too many: then it is a repeat.
             if earlier := await self._earlier(request_id, fingerprint):
@@ -212,7 +217,7 @@ class Door:
             phone = one.classified.item.phone if one.classified.urgency >= URGENT else None
             raise RefusedError("unavailable", retry_after=RETRY_AFTER_S, phone=phone or EMERGENCY) from None
 
-    def _understand(
+    async def _understand(
         self,
         known: Known,
         asked: Submission,
@@ -232,6 +237,7 @@ class Door:
             raise RefusedError("foreign_district", district=district, yours=caller.district)
         served = known.register.districts.get(district)
         if served is None or served.rate_limited:
+            await asyncio.sleep(self._spacing.wait_s(district, monotonic()))
             self._limits.take(district, monotonic())
         return _Submitting(
             known=known,

@@ -53,7 +53,7 @@ async def run(workshop: Workshop) -> list[Row]:
                 return bool((await bare_bus._api("STREAM.INFO.EVENTS"))["state"]["consumer_count"])
 
             await until("the bare round's process listens", listens, 30)
-            async with _stream(stack.urls["dispatch"], stack.token("dispatcher", district=DISTRICT)) as offers:
+            async with stream(stack.urls["dispatch"], stack.token("dispatcher", district=DISTRICT)) as offers:
                 await _ours(bus, offers, WARM_UP)
                 await _bare(bare_bus, listener, WARM_UP)
                 for n in range(rounds):
@@ -81,7 +81,7 @@ async def run(workshop: Workshop) -> list[Row]:
 
 
 @asynccontextmanager
-async def _stream(url: str, token: str) -> AsyncIterator[asyncio.Queue[str]]:
+async def stream(url: str, token: str) -> AsyncIterator[asyncio.Queue[str]]:
     """The requests of the offers on the SSE stream, as they come: a raw socket, so that the client adds nothing."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)

@@ -196,16 +196,17 @@ async def _measured(servers: Servers, messages: list[Message], *, within_s: floa
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-async def enrol(bus: Bus, token: str) -> None:
-    """Enrol everybody by command, as a dispatcher; waits for a leader."""
-    data = {"members": [plain(fact) for fact in Enrol(members=tuple(members())).members]}
+async def enrol(bus: Bus, token: str, district: str = DISTRICT, areas: Sequence[str] = AREAS) -> None:
+    """Enrol the members of these areas by command, as a dispatcher; waits for a leader."""
+    those = tuple(member for member in members() if member.areas[0] in areas)
+    data = {"members": [plain(fact) for fact in Enrol(members=those).members]}
     body = canonical({"id": new_id(), "token": token, "data": data})
     answer: dict[str, Any] = {}
 
     async def enrolled() -> bool:
         nonlocal answer
         try:
-            answer = orjson.loads(await bus.request(f"cmd.{DISTRICT}.desk.enrol", body, timeout_s=1))
+            answer = orjson.loads(await bus.request(f"cmd.{district}.desk.enrol", body, timeout_s=1))
         except Exception:
             return False
         return True

@@ -14,7 +14,7 @@ from services.intake.places import Places, standing
 from shared.clocks import ALWAYS, dues
 from shared.errors import RefusedError
 from shared.facts import RequestSubmitted
-from shared.limiting import Limits
+from shared.limiting import Limits, Spacing
 from shared.problems import problem
 from tests.intake.examples import LIMITS, NOW, WUCHANG, register
 
@@ -157,3 +157,16 @@ def test_however_many_addresses_there_are_so_many_are_remembered_and_full_bucket
     for n in range(1000):
         limits.take(f"once-{n}", 1.5)
         assert len(limits._buckets) <= 100
+
+
+def test_who_comes_alone_does_not_wait_and_who_come_at_once_come_apart() -> None:
+    spacing = Spacing(apart_s=0.5, most_s=2)
+    assert [spacing.wait_s("420106", 10) for _ in range(3)] == [0, 0.5, 1]
+    assert spacing.wait_s("420107", 10) == 0
+    assert spacing.wait_s("420106", 11.5) == 0
+    assert spacing.wait_s("420106", 60) == 0
+
+
+def test_nobody_waits_longer_than_is_said() -> None:
+    spacing = Spacing(apart_s=0.5, most_s=1)
+    assert [spacing.wait_s("420106", 10) for _ in range(5)] == [0, 0.5, 1, 1, 1]

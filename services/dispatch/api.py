@@ -47,6 +47,7 @@ Of = Annotated[District | None, Query(description="辖区代码,默认取自令�
 
 Holder = Annotated[Caller, allowed("member", "dispatcher", "supervisor", of="own")]
 Dispatcher = Annotated[Caller, allowed("dispatcher", "supervisor", of="district")]
+Supervisor = Annotated[Caller, allowed("supervisor", of="district")]
 Planner = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="district")]
 Watcher = Annotated[Caller, allowed("member", "clerk", "dispatcher", "supervisor", "auditor", of="own")]
 
@@ -360,6 +361,17 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         member: str, request: Request, caller: Dispatcher, district: Of = None, key: Key = None
     ) -> dict[str, Any]:
         return await forward(request, caller, "leave", district, key, {"member": member})
+
+    @app.post(
+        "/v1/members/{member}/erase",
+        tags=["members"],
+        summary="删除联系方式,不可恢复 / forget how somebody is reached, for good",
+        responses=refusals,
+    )
+    async def erase(
+        member: str, request: Request, caller: Supervisor, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(request, caller, "erase", district, key, {"member": member})
 
     @app.get(
         "/v1/stream",

@@ -97,6 +97,18 @@ class Leave(Verb):
     member: MemberId
 
 
+class Erase(Verb):
+    """Forgotten: how they were reached is deleted by the desk before it says so. What they hold stays theirs to finish."""
+
+    leads_to = ("member.left", "member.erased")
+
+    member: MemberId
+
+    def allow(self, caller: Caller, district: str) -> None:
+        """A supervisor, for good."""
+        caller.need("supervisor", district=district)
+
+
 class HandOver(Verb):
     """转办: another office is asked to take a task over; with `grant` its people may then read what the resident sealed."""
 
@@ -195,6 +207,7 @@ VERBS: dict[str, type[Verb]] = {
     "offer": Offer,
     "enrol": Enrol,
     "leave": Leave,
+    "erase": Erase,
     "hand_over": HandOver,
     "take_back": TakeBack,
     "sign": Sign,

@@ -13,6 +13,7 @@ from services.dispatch.commands import (
     Decline,
     Done,
     Enrol,
+    Erase,
     HandOver,
     Leave,
     Lend,
@@ -47,6 +48,7 @@ from shared.facts import (
     HelpReleased,
     HelpSeated,
     MemberEnrolled,
+    MemberErased,
     MemberLeft,
     RequestRated,
     RequestReopened,
@@ -191,6 +193,8 @@ def _on_command(desk: Desk, work: Command, now: datetime) -> Decision[Desk]:
             offer_by_hand(draft, command)
         case Enrol() as command:
             enrol(draft, command)
+        case Erase() as command:
+            erase(draft, command)
         case Leave() as command:
             leave(draft, command)
         case HandOver() as command:
@@ -278,6 +282,13 @@ def leave(draft: Draft, command: Leave) -> None:
         raise RefusedError("unknown_member", member=command.member)
     if not member.left:
         draft.add(MemberLeft(member_id=command.member))
+
+
+def erase(draft: Draft, command: Erase) -> None:
+    """Nobody leads from this id to a person any more; also for an id that is no member but had a contact, such as the supervisor's."""
+    if (member := draft.desk.members.get(command.member)) and not member.left:
+        draft.add(MemberLeft(member_id=command.member))
+    draft.add(MemberErased(member_id=command.member))
 
 
 def unchanged(desk: Desk, fact: MemberEnrolled) -> bool:

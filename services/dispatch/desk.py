@@ -18,7 +18,7 @@ from services.dispatch.model import Desk
 from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import Bus, Request, Subscription
 from shared.envelope import decode
-from shared.errors import FencedError, MalformedError, RefusedError
+from shared.errors import FencedError, MalformedError, RefusedError, UnavailableError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
@@ -164,10 +164,13 @@ class Desks:
 
     async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
         try:
-            answer = await turns.ask(await self._command(district, verb, request))
+            command = await self._command(district, verb, request)
+            if isinstance(command.what, commands.Erase):
+                await self._bus.erase("KV_CONTACTS", f"$KV.CONTACTS.{district}.{command.what.member}")
+            answer = await turns.ask(command)
         except RefusedError as why:
             answer = {"problem": problem(why)}
-        except FencedError:
+        except (FencedError, UnavailableError):
             return  # whoever leads now answers the repeat
         logger().info(
             "command_answered",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.identities import Identities, issue_token
+from deploy.servers import NatsServer
 from services.dispatch import api
 from services.dispatch.desk import RULES
 from shared.ids import derived_id, new_id
@@ -291,6 +292,30 @@ async def test_an_import_enrols_and_keeps_names_and_phones_out_of_every_fact(ser
     everything = b"".join(await service.stored())
     assert "李明".encode() not in everything
     assert b"1380000000" not in everything
+
+
+async def test_who_is_erased_is_on_no_disk_and_only_a_supervisor_may(service: Service, fresh_nats: NatsServer) -> None:
+    await service.start()
+    await imports(service, HEADER + ROWS.replace("13800000000", "13611112222"))
+    await imports(service, HEADER + ROWS.replace("李明", "李晓明", 1))  # another number: the first is overwritten
+
+    def written() -> bytes:
+        return b"".join(file.read_bytes() for file in fresh_nats.data.rglob("*") if file.is_file())
+
+    assert b"13800000000" in written()
+    assert b"13611112222" not in written()
+    path = f"/v1/members/{LI}/erase"
+    assert (await service.post(path, {})).json()["code"] == "forbidden"
+    boss = service.token("staff-9", "supervisor")
+    first = await service.post(path, {}, token=boss)
+    assert first.status_code == 200
+    assert (await service.post(path, {}, token=boss)).json()["id"] == first.json()["id"]
+    assert await contact(service, LI) is None
+    assert service.desks[WUCHANG].state.members[LI].left
+    fresh_nats.stop()
+    assert b"13800000000" not in written()
+    assert "李晓明".encode() not in written()
+    fresh_nats.start()
 
 
 async def test_importing_again_changes_only_what_changed(service: Service) -> None:

@@ -19,6 +19,7 @@ CONTENT: dict[str, dict[str, object]] = {
     "offer": {"task": TASK, "member": LI},
     "enrol": {"members": [enrolled(LI).model_dump()]},
     "leave": {"member": LI},
+    "erase": {"member": LI},
     "hand_over": {"task": TASK, "to": QINGSHAN, "reason": "wrong_place", "basis": "agreement:xinxiang-2026"},
     "take_back": {"handover": HANDOVER},
     "sign": {"handover": HANDOVER},
@@ -47,8 +48,8 @@ def test_there_is_an_example_of_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("role", ROLES)
-def test_dispatchers_may_all_but_rule_and_members_act_on_tasks(verb: str, role: str) -> None:
-    may = role in ("supervisor", "admin") or (role == "dispatcher" and verb != "rule")
+def test_dispatchers_may_all_but_rule_and_erase_and_members_act_on_tasks(verb: str, role: str) -> None:
+    may = role in ("supervisor", "admin") or (role == "dispatcher" and verb not in ("rule", "erase"))
     may = may or (role == "member" and verb in OF_MEMBERS)
     assert code_of(verb, Caller(LI, WUCHANG, frozenset({role}))) == (None if may else "forbidden")
 

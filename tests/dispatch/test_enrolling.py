@@ -1,8 +1,8 @@
 """登记 and 离岗: who may be given work, on which terms."""
 
 from services.dispatch import model
-from services.dispatch.commands import Accept, Enrol, Leave
-from shared.facts import MemberLeft
+from services.dispatch.commands import Accept, Enrol, Erase, Leave
+from shared.facts import MemberErased, MemberLeft
 from tests.dispatch.telling import after, asked, decision, given, refusal, seen, when
 from tests.examples import ESTATE, LI, OUJING, TASK, TEAM, WANG, enrolled, id_of, submitted
 
@@ -78,3 +78,16 @@ def test_who_left_comes_back_by_being_enrolled() -> None:
     gone = after(given(*TEAM), asked(Leave(member=LI)))
     back = after(gone, asked(Enrol(members=(enrolled(LI),))))
     assert not back.members[LI].left
+
+
+def test_who_is_erased_has_left_and_is_a_name_without_a_person() -> None:
+    erased = asked(Erase(member=LI))
+    assert when(given(*TEAM), erased) == [MemberLeft(member_id=LI), MemberErased(member_id=LI)]
+    assert when(after(given(*TEAM), asked(Leave(member=LI))), erased) == [MemberErased(member_id=LI)]
+    assert when(after(given(*TEAM), erased), erased) == []
+    assert when(given(), asked(Erase(member="m-supervisor-420106"))) == [MemberErased(member_id="m-supervisor-420106")]
+
+
+def test_who_is_erased_keeps_what_they_hold() -> None:
+    desk = after(given(*TEAM), seen(submitted()), asked(Accept(task=TASK, member=LI)), asked(Erase(member=LI)))
+    assert desk.tasks[TASK].holder == LI

@@ -23,6 +23,7 @@ from services.intake.metrics import REFUSED, SECONDS
 from services.intake.model import REOPENING, WITHDRAWING, Case, Rating, Reopening, Submission, Withdrawing
 from services.intake.naming import Naming
 from services.intake.people import Forgetting, People
+from services.intake.rewrapping import Rewrapping
 from shared.access import allowed
 from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
@@ -67,6 +68,7 @@ def create_app(
     cases: Cases,
     disclosures: Disclosures,
     people: People,
+    rewrapping: Rewrapping,
     following: Following,
     naming: Naming,
     doorkeeper: Doorkeeper,
@@ -311,6 +313,23 @@ def create_app(
             erased = await people.erase(person, caller, district, register)
         log.info("person_erased", by=caller.actor, requests=sum(len(one["requests"]) for one in erased))
         return _json({"dry_run": False, "people": erased})
+
+    @app.post(
+        "/v1/keys/rewrap",
+        tags=["people"],
+        summary="换用新的主密钥包裹,一次若干 / wrap keys by the new secret, some at a time",
+        description="Ask again with the `after` that it answers, until that is null. Facts and ciphertexts stay as they are.",
+        responses=problems("unauthenticated", "forbidden", "everywhere_only", "key_missing", "invalid", "unavailable"),
+        openapi_extra={"parameters": [KEY_PARAMETER]},
+        dependencies=[allowed("admin", of="everywhere")],
+    )
+    async def rewrap_keys(
+        request: Request, after: Annotated[int, Query(ge=0, lt=2**53)] = 0, district: Of = None, dry_run: bool = False
+    ) -> Response:
+        _key(request)
+        page = await rewrapping.page(district, after, dry_run=dry_run)
+        log.info("keys_rewrapped", district=district or "*", dry_run=dry_run, **page._asdict())
+        return _json(page._asdict())
 
     @app.get(
         "/v1/catalogue",

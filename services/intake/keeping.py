@@ -14,12 +14,14 @@ from services.intake.sealing import (
     NONCE_BYTES,
     Keys,
     ResidentKey,
+    UnreadableError,
     Whose,
     key_subject,
     lookup_subject,
 )
 from shared.bus import Message, Stored
 from shared.errors import ConflictError, UnavailableError
+from shared.telemetry import logger
 
 STREAM = "KEYS"
 REMEMBERED_MAX = 20_000
@@ -97,7 +99,8 @@ class KeyKeeper:
         What was sealed for a request; None where the key or the ciphertext no longer exists.
 
         Raises:
-            UnreadableError: it was not made here, or was changed since.
+            UnreadableError: the ciphertext was not made here, or was changed since.
+            UnavailableError: the key cannot be read here now.
         """
         key = await self._stored(district, kid)
         sealed = await self._bus.last(key.sealed_subject(request_id), stream="SEALED") if key else None
@@ -141,4 +144,8 @@ class KeyKeeper:
 
     async def _stored(self, district: str, kid: str) -> ResidentKey | None:
         held = await self._bus.last(key_subject(district, kid), stream=STREAM)
-        return self._keys.unwrap(district, kid, held.data) if held else None
+        try:
+            return self._keys.unwrap(district, kid, held.data) if held else None
+        except UnreadableError as why:  # wrapped by what we have not been given yet, or no longer have
+            logger().error("key_unreadable", kid=kid, why=str(why))
+            raise UnavailableError(str(why)) from None

@@ -20,6 +20,7 @@ from services.intake.keeping import KeyKeeper
 from services.intake.naming import Naming
 from services.intake.people import People
 from services.intake.retaining import Retention
+from services.intake.rewrapping import Rewrapping
 from services.intake.sealing import Keys
 from services.intake.settings import Settings
 from services.intake.sweeping import Sweeper
@@ -53,7 +54,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     naming = Naming(settings.strong("intake_secret").get_secret_value())
     keys = Keys(
         pepper=settings.strong("contact_pepper").get_secret_value(),
-        kek=settings.strong("district_kek").get_secret_value(),
+        keks=settings.keks(),
     )
     doorkeeper = Doorkeeper.of(settings)
     following = Following(bus, _now)
@@ -86,6 +87,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         cases=cases,
         disclosures=disclosures,
         people=People(cases, disclosures, erasing),
+        rewrapping=Rewrapping(bus, keys, random=secrets.token_bytes),
         following=following,
         naming=naming,
         doorkeeper=doorkeeper,

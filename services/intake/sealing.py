@@ -9,7 +9,7 @@ stored is its own, and a commitment made from either fits both.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,6 +21,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 32
 NONCE_BYTES = 12
 KID_BYTES = 16
+KEK_ID_BYTES = 8
+VERSION = b"\x01"
+UNNAMED_BYTES = NONCE_BYTES + KEY_BYTES + 16
+"""A wrapped key that does not name what wraps it."""
 
 
 class UnreadableError(Exception):
@@ -94,13 +98,26 @@ def lookup_subject(district: str, lookup: str) -> str:
     return f"keys.{district}.by.{lookup}"
 
 
-class Keys:
-    """Finds and wraps keys with the two secrets that stay outside the bus."""
+def kek_id(kek: str) -> bytes:
+    """By which a wrapped key names what wraps it: tells nothing of it."""
+    return hmac.digest(kek.encode(), b"paidan/kek-id/1", "sha256")[:KEK_ID_BYTES]
 
-    def __init__(self, *, pepper: str, kek: str) -> None:
+
+class Keys:
+    """
+    Finds and wraps keys with the secrets that stay outside the bus.
+
+    A wrapped key is a byte 1, the id of what wraps it (8), a nonce (12), and the key sealed for its district and name; one
+    without the first two is from before there were ids.
+
+    Args:
+        keks: what wraps: the first of them wraps anew, the others (while keys are rotated) only open. Asked each time.
+    """
+
+    def __init__(self, *, pepper: str, keks: Callable[[], Sequence[str]]) -> None:
         self._pepper = pepper.encode()
-        self._kek = kek.encode()
-        self._of_district: dict[str, AESGCM] = {}
+        self._keks = keks
+        self._of_district: dict[tuple[str, str], AESGCM] = {}
 
     def whose(self, district: str, contact: str | None, request_id: str) -> Whose:
         """The name under which the resident's key is found; it does not tell who it is, nor match in another district."""
@@ -108,23 +125,50 @@ class Keys:
         lookup = hmac.digest(self._pepper, "\x1f".join((district, *what)).encode(), "sha256").hex()
         return Whose(lookup, contact is not None)
 
+    @property
+    def current(self) -> bytes:
+        """The id of what wraps now."""
+        return kek_id(self._keks()[0])
+
+    def is_current(self, wrapped: bytes) -> bool:
+        """Whether a stored key is wrapped as it would be now."""
+        return wrapped.startswith(VERSION + self.current)
+
     def wrap(self, district: str, kid: str, key: bytes, nonce: bytes) -> bytes:
         """A resident's key as it is stored."""
-        return nonce + self._wrapping(district).encrypt(nonce, key, f"{district}/{kid}".encode())
+        kek = self._keks()[0]
+        sealed = self._wrapping(district, kek).encrypt(nonce, key, f"{district}/{kid}".encode())
+        return VERSION + kek_id(kek) + nonce + sealed
 
     def unwrap(self, district: str, kid: str, wrapped: bytes) -> ResidentKey:
         """A stored key, ready for use. Raises UnreadableError."""
-        bound = f"{district}/{kid}".encode()
-        try:
-            key = self._wrapping(district).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], bound)
-        except (InvalidTag, ValueError):
-            raise UnreadableError(f"the key {kid} of {district}") from None
-        return ResidentKey(district, kid, key)
+        return ResidentKey(district, kid, self._unwrapped(district, kid, wrapped))
 
-    def _wrapping(self, district: str) -> AESGCM:
-        aead = self._of_district.get(district)
+    def rewrap(self, district: str, kid: str, wrapped: bytes, nonce: bytes) -> bytes:
+        """The same key, wrapped as it would be now. Raises UnreadableError."""
+        return self.wrap(district, kid, self._unwrapped(district, kid, wrapped), nonce)
+
+    def _unwrapped(self, district: str, kid: str, wrapped: bytes) -> bytes:
+        keks = self._keks()
+        if len(wrapped) > UNNAMED_BYTES:
+            keks = [kek for kek in keks if wrapped.startswith(VERSION + kek_id(kek))]
+            wrapped = wrapped[1 + KEK_ID_BYTES :]
+        for kek in keks:
+            try:
+                return self._wrapping(district, kek).decrypt(
+                    wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], f"{district}/{kid}".encode()
+                )
+            except (InvalidTag, ValueError):
+                continue
+        raise UnreadableError(f"the key {kid} of {district}")
+
+    def _wrapping(self, district: str, kek: str) -> AESGCM:
+        aead = self._of_district.get((district, kek))
         if aead is None:
+            keks = self._keks()
+            for known in [known for known in self._of_district if known[1] not in keks]:
+                del self._of_district[known]
             info = f"paidan/district/{district}".encode()
-            aead = AESGCM(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self._kek))
-            self._of_district[district] = aead
+            aead = AESGCM(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(kek.encode()))
+            self._of_district[district, kek] = aead
         return aead

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +14,7 @@ from services.intake.erasing import Erasing, Plan, plan
 from services.intake.sweeping import Sweeper
 from shared.errors import UnavailableError
 from tests.intake.conftest import World, keyed
+from tests.intake.crashing import Crash, Crashing
 from tests.intake.examples import LEAK, QINGSHAN, WUCHANG, opened
 from tests.intake.ledger import Ledger
 
@@ -198,35 +198,6 @@ async def test_only_a_supervisor_of_the_district_or_an_admin_looks_for_people(
 
 
 # --- broken off -------------------------------------------------------------------------------------------------------
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-class Crashing:
-    """A bus that ends the process before its n-th change, or after it."""
-
-    def __init__(self, bus: Any, changes: int, *, after: bool) -> None:
-        self._bus, self._left, self._after = bus, changes, after
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._bus, name)
-        if name in ("erase", "replace"):  # made of the others: so that these can be counted
-            return getattr(type(self._bus), name).__get__(self)
-        return self._counted(call) if name in ("put", "delete", "commit") else call
-
-    def _counted(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def counted(*args: Any, **more: Any) -> Any:
-            self._left -= 1
-            if self._left < 0 and not self._after:
-                raise Crash
-            result = await call(*args, **more)
-            if self._left < 0:
-                raise Crash
-            return result
-
-        return counted
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -11,7 +11,7 @@ from services.intake.naming import Naming
 from services.intake.sealing import Keys, ResidentKey, UnreadableError
 
 NAMING = Naming("s" * 64)
-KEYS = Keys(pepper="p" * 64, kek="k" * 64)
+KEYS = Keys(pepper="p" * 64, keks=lambda: ["k" * 64])
 REQUEST = NAMING.request_id("resident", "k-1")
 PARTS = {"contact": {"phone": "13800138000"}, "text": "水管漏水"}
 

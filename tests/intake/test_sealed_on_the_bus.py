@@ -44,7 +44,7 @@ async def test_what_is_sealed_can_be_opened_with_the_key_that_the_fact_names(
     [(_, data)] = await world.submitted()
     fact: dict[str, Any] = orjson.loads(data)["data"]
     secret = world.settings().secret
-    keys = Keys(pepper=secret("contact_pepper").get_secret_value(), kek=secret("district_kek").get_secret_value())
+    keys = Keys(pepper=secret("contact_pepper").get_secret_value(), keks=world.settings().keks())
     kid, request_id = fact["sealed"]["kid"], fact["request_id"]
     wrapped = await world.admin.last(f"keys.{WUCHANG}.{kid}", stream="KEYS")
     sealed = await world.admin.last(f"sealed.{WUCHANG}.{kid}.{request_id}", stream="SEALED")

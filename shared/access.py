@@ -22,7 +22,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from shared.auth import EVERYWHERE, ROLES, Caller, Doorkeeper, Role, bearer
+from shared.auth import EVERYWHERE, Caller, Doorkeeper, Role, bearer
 from shared.errors import RefusedError
 from shared.limiting import Limits, network
 
@@ -157,22 +157,3 @@ def _declared(dependants: Iterable[Dependant]) -> Iterator[Allowed]:
         if isinstance(dependant.call, Allowed):
             yield dependant.call
         yield from _declared(dependant.dependencies)
-
-
-def described(app: FastAPI) -> dict[str, Any]:
-    """The app's OpenAPI document, with `security` and `x-roles` as they are declared."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    document = FastAPI.openapi(app)
-    document.setdefault("components", {})["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-    }
-    for name, route, found in routes(app):
-        method, path = name.split(" ", 1)
-        operation = document["paths"].get(path, {}).get(method.lower())
-        if operation is None or found is None or not route.include_in_schema:
-            continue
-        operation["x-roles"] = [role for role in ROLES if found.may(role)]
-        if found.roles:
-            operation["security"] = [{"token": []}, *([{}] if "resident" in found.roles else [])]
-    return document

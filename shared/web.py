@@ -24,8 +24,8 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.access import Admission, described, public
-from shared.auth import Doorkeeper
+from shared.access import Admission, Allowed, public, routes
+from shared.auth import ROLES, Doorkeeper
 from shared.errors import RefusedError, UnavailableError
 from shared.ids import new_id
 from shared.limiting import network
@@ -45,6 +45,20 @@ SECURITY: Mapping[str, str] = {
 """On every answer that says nothing else itself: it is no page, belongs in no frame, and in nobody's cache."""
 HSTS = "max-age=31536000"
 PROBLEM = "application/problem+json"
+PROBLEM_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "title_en": {"type": "string"},
+        "detail_en": {"type": "string"},
+        "field": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail", "code", "title_en", "detail_en"],
+}
 
 Readiness = Callable[[], Awaitable[Mapping[str, str]]]
 """What is not ready, by name, with why; empty when all is."""
@@ -108,7 +122,9 @@ def create_app(
     async def docs() -> HTMLResponse:
         return page
 
-    @app.get("/healthz", tags=["health"], summary="存活 / alive", dependencies=[public])
+    @app.get(
+        "/healthz", tags=["health"], summary="存活 / alive", response_class=PlainTextResponse, dependencies=[public]
+    )
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
@@ -123,7 +139,13 @@ def create_app(
         missing = dict(await ready())
         return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
-    @app.get("/metrics", tags=["health"], summary="指标 / Prometheus metrics", dependencies=[public])
+    @app.get(
+        "/metrics",
+        tags=["health"],
+        summary="指标 / Prometheus metrics",
+        response_class=PlainTextResponse,
+        dependencies=[public],
+    )
     async def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
@@ -146,12 +168,14 @@ def create_app(
         return answer(RefusedError("invalid", field=".".join(path) or "body", why=zh, why_en=en))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, why: HTTPException) -> Response:
+    async def http(request: Request, why: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "invalid_json"}.get(why.status_code)
         if code is None:
             return ProblemResponse({"title": str(why.detail), "status": why.status_code}, status_code=why.status_code)
         response = answer(RefusedError(code, what="URL"))
-        response.headers.update(why.headers or {})
+        if code == "method_not_allowed":
+            fits = (name.split(" ")[0] for name, route, _ in routes(app) if route.path_regex.match(request.url.path))
+            response.headers["Allow"] = ", ".join(sorted(set(fits))) or "GET"
         return response
 
     @app.exception_handler(Exception)
@@ -170,11 +194,52 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         text = PROBLEMS[code]
-        entry = by_status.setdefault(
-            text.status, {"description": "", "content": {PROBLEM: {"schema": {"type": "object"}}}}
-        )
+        entry = by_status.setdefault(text.status, {"description": "", "content": {PROBLEM: {"schema": PROBLEM_SCHEMA}}})
         entry["description"] = (entry["description"] + f" · `{code}` {text.zh} / {text.en}").strip(" ·")
     return by_status
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The app's OpenAPI document: with `security` and `x-roles` as they are declared, and with what any route may answer."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = FastAPI.openapi(app)
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    for name, _, found in routes(app):
+        method, path = name.split(" ", 1)
+        operation = document["paths"].get(path, {}).get(method.lower())
+        if operation is not None and found is not None:
+            _declare(operation, found, health=path in HEALTH)
+    schemas = components.get("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):  # our problems stand in their place
+        schemas.pop(unused, None)
+    return document
+
+
+def _declare(operation: dict[str, Any], found: Allowed, *, health: bool) -> None:
+    operation["x-roles"] = [role for role in ROLES if found.may(role)]
+    codes = ["internal", "busy", "head_too_large"]
+    if not health:
+        codes.append("too_many")
+    if found.roles:
+        codes.append("unauthenticated")
+        operation["security"] = [{"token": []}, *([{}] if "resident" in found.roles else [])]
+        if "resident" not in found.roles:
+            codes.append("forbidden")
+    if "requestBody" in operation:
+        codes += ["invalid_json", "too_large", "too_slow"]
+    answers = operation["responses"]
+    if "application/json" in answers.get("422", {}).get("content", {}):  # FastAPI's own
+        del answers["422"]
+    if "requestBody" in operation or operation.get("parameters"):
+        codes.append("invalid")
+    for code in codes:
+        ((status, more),) = problems(code).items()
+        entry = answers.setdefault(str(status), more)
+        if f"`{code}`" not in entry["description"]:
+            entry["description"] += f" · {more['description']}"
+            entry.setdefault("content", {}).update(more["content"])
 
 
 def _policy(page: str) -> str:

@@ -78,7 +78,7 @@ async def find_case(
     Raises:
         RefusedError: `not_found`, `foreign_district`.
     """
-    reached = position is None or await ledger.projector.wait_for(position, WAIT_S)
+    reached = position is None or await _reached(ledger, position)
     as_of = ledger.projector.at.sequence
     document = await ledger.store.case(id=id, tracking_hash=tracking_hash)
     if document is None:
@@ -90,6 +90,17 @@ async def find_case(
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
     timeline = [cases.entry(index, orjson.loads(leaf)) for index, leaf in found if everything or _lists(leaf, scope)]
     return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
+
+
+async def _reached(ledger: Ledger, position: int) -> bool:
+    """Whether the projection comes to a position in time; nobody is held for one that the stream has not come to itself."""
+    if ledger.projector.at.sequence >= position:
+        return True
+    try:
+        there = (await ledger.bus.state()).last >= position
+    except UnavailableError:
+        there = True  # we cannot know: wait
+    return there and await ledger.projector.wait_for(position, WAIT_S)
 
 
 async def answer_query(ledger: Ledger, request: Request) -> None:
@@ -185,6 +196,12 @@ def district_of(caller: Caller, asked: str | None) -> str | None:
     return asked
 
 
+class Ndjson(StreamingResponse):
+    """A JSON document per line."""
+
+    media_type = "application/x-ndjson"
+
+
 class Application(BaseModel):
     """A register document, and why it is applied; the document alone will do."""
 
@@ -223,7 +240,12 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
     )
     barred = problems("unauthenticated", "forbidden", "foreign_district")
 
-    @app.get("/v1/cases", tags=["cases"], summary="诉求列表,新者在前 / cases, newest first", responses=barred)
+    @app.get(
+        "/v1/cases",
+        tags=["cases"],
+        summary="诉求列表,新者在前 / cases, newest first",
+        responses={**barred, **problems("bad_cursor")},
+    )
     async def list_cases(
         caller: Office,
         district: District = None,
@@ -265,6 +287,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/events",
         tags=["replay"],
         summary="账本重放 NDJSON / replay as NDJSON with header and trailer",
+        response_class=Ndjson,
         responses={**barred, **problems("bad_cursor")},
     )
     async def replay(
@@ -278,7 +301,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         kinds: Annotated[str, Query(description="event (default), some of them, or all")] = "event",
         limit: Annotated[int | None, Query(ge=1)] = None,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
-    ) -> StreamingResponse:
+    ) -> Ndjson:
         own = district_of(caller, district if district != HUB else None)
         if kinds != "all" and not set(kinds.split(",")) <= {*KINDS}:
             some = ", ".join(KINDS)
@@ -303,7 +326,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         else:
             size = await ledger.store.size()
         pinned = Replay(asked.log, asked.selection, size, since, to, limit)
-        return StreamingResponse(lines(ledger.store, pinned, ledger.cursors), media_type="application/x-ndjson")
+        return Ndjson(lines(ledger.store, pinned, ledger.cursors))
 
     @app.get("/v1/ledger", tags=["replay"], summary="账本概况 / the ledger in numbers", responses=barred)
     async def in_numbers(_: Anyone) -> Response:

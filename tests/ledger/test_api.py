@@ -162,7 +162,7 @@ async def test_a_query_over_the_bus_waits_for_its_position(service: Service) -> 
     started = asyncio.get_running_loop().time()
     behind = await service.query("000000", id=request_id(4), position=sequence + 1)
     assert (behind["stale"], behind["as_of"]) == (True, sequence)
-    assert 1.9 < asyncio.get_running_loop().time() - started < 3
+    assert asyncio.get_running_loop().time() - started < 1  # the stream has not come there either
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------

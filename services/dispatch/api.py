@@ -251,7 +251,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         ]
         page = sorted(found, key=lambda task: task.id)[:limit]
         return {
-            "tasks": [_shown(task) for task in page],
+            "tasks": [_shown(task, caller) for task in page],
             "total": len(found),
             "next": page[-1].id if len(found) > limit else None,
         }
@@ -268,7 +268,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         found = desks.known(caller.one(district)).tasks.get(task)
         if found is None or (not caller.roles & OFFICE and caller.id not in (found.holder, *found.tried)):
             raise RefusedError("unknown_task", task=task)
-        return _shown(found)
+        return _shown(found, caller)
 
     @app.get(
         "/v1/members",
@@ -433,7 +433,9 @@ def plain_report(report: importing.Report) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _shown(task: Task) -> dict[str, Any]:
+def _shown(task: Task, caller: Caller) -> dict[str, Any]:
+    """As they may see it: whom else the desk asked is not a member's affair."""
+    office = bool(caller.roles & OFFICE)
     return {
         "id": task.id,
         "request": task.request,
@@ -445,8 +447,8 @@ def _shown(task: Task) -> dict[str, Any]:
         "effort": task.effort,
         "status": task.status,
         "wave": task.wave,
-        "offered": list(task.offered),
-        "tried": list(task.tried),
+        "offered": [member for member in task.offered if office or member == caller.id],
+        "tried": [member for member in task.tried if office or member == caller.id],
         "holder": task.holder,
         "until": task.until,
     }

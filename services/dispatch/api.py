@@ -20,6 +20,7 @@ from services.dispatch.decide import unchanged
 from services.dispatch.desk import Desks
 from services.dispatch.matching import workload
 from services.dispatch.model import Task
+from services.dispatch.offices import Dispatcher, Key, Of, Supervisor, add_routes
 from services.dispatch.showing import OFFICE, Wanted
 from services.dispatch.streaming import LiveTail
 from shared import web
@@ -27,7 +28,7 @@ from shared.access import allowed
 from shared.auth import Caller, Doorkeeper, bearer
 from shared.bus import Bus
 from shared.errors import RefusedError, UnavailableError
-from shared.facts import District, MemberId, plain
+from shared.facts import MemberId, plain
 from shared.ids import derived_id
 
 COMMAND_S = 5.0
@@ -39,15 +40,7 @@ CHUNK = 400
 REGISTER_S = 2.0
 """How long an import waits for areas that the desk does not know yet."""
 
-Key = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="沿用同一键重试 / the same for repeats"),
-]
-Of = Annotated[District | None, Query(description="辖区代码,默认取自令牌 / default: the token's")]
-
 Holder = Annotated[Caller, allowed("member", "dispatcher", "supervisor", of="own")]
-Dispatcher = Annotated[Caller, allowed("dispatcher", "supervisor", of="district")]
-Supervisor = Annotated[Caller, allowed("supervisor", of="district")]
 Planner = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="district")]
 Watcher = Annotated[Caller, allowed("member", "clerk", "dispatcher", "supervisor", "auditor", of="own")]
 
@@ -214,6 +207,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
     ) -> dict[str, Any]:
         return await forward(request, caller, "offer", district, key, {"task": task, "member": body.member})
 
+    add_routes(on_task, desks, forward)
     app.include_router(on_task)
 
     @app.get(
@@ -451,4 +445,7 @@ def _shown(task: Task, caller: Caller) -> dict[str, Any]:
         "tried": [member for member in task.tried if office or member == caller.id],
         "holder": task.holder,
         "until": task.until,
+        "due": task.due,
+        "asking": task.asking,
+        "helps": list(task.helps),
     }

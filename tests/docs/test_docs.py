@@ -60,6 +60,12 @@ def test_the_operations_page_explains_every_name_of_readiness() -> None:
     assert [name for name in sorted(named) if f"\n| `{name}` |" not in page] == []
 
 
+def test_the_table_of_states_is_as_the_code_says() -> None:
+    from services.dispatch.states import table
+
+    assert table() in (ROOT / "docs/concepts.md").read_text(), table()
+
+
 def test_every_decision_is_listed() -> None:
     listed = (ROOT / "docs/adr/README.md").read_text()
     assert [page.name for page in sorted((ROOT / "docs/adr").glob("0*.md")) if page.name not in listed] == []

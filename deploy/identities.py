@@ -2,18 +2,17 @@
 Who is who in the stack: bus keys, token keys and secrets, made once and kept in one folder that only its owner reads.
 
 The folder is `<data>/secrets` (0700, files 0600): `nats/operator` (the bus's root), `nats/<name>.creds` (what each connects
-with), `<service>/<secret>` (what that service is given, and nothing else), `offices/<district>/<app>.creds`, `tokens.pem`,
-`jwks.json`, `mongo/<user>` and `mongo/keyfile`.
+with), `<service>/<secret>` (what that service is given, and nothing else), `offices/<district>/<app>.creds`, `notify/replies.pem` (the key of
+short replies), `tokens.pem`, `jwks.json`, `mongo/<user>` and `mongo/keyfile`.
 """
 
 import json
 import os
 import secrets
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +22,15 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
 from deploy import claims
 from deploy.claims import ACCOUNT_NO_LIMITS, NO_LIMITS, Claims, Key, credentials, scope
 from deploy.offices import OfficeKeys
+from shared.auth import REPLIES
 from shared.facts import App
+from shared.keys import public_jwk
 
 SERVICES = ("intake", "dispatch", "notify", "ledger")
 GATE = "gate"
@@ -40,7 +40,7 @@ NATS_NAMES = ("admin", *SERVICES, GATE, "sys")
 SERVICE_SECRETS: Mapping[str, tuple[str, ...]] = {
     "intake": ("intake_secret", "contact_pepper", "district_kek"),
     "dispatch": (),
-    "notify": (),
+    "notify": ("reply_secret",),
     "ledger": ("ledger_cursor_secret",),
 }
 MONGO_USERS = ("admin", "ledger", "auditor")
@@ -80,7 +80,9 @@ class Identities:
             _keep(folder / "mongo" / user, lambda: secrets.token_hex(32))
         _keep(identities.mongo_keyfile, lambda: b64encode(secrets.token_bytes(96)).decode())
         _keep(folder / "tokens.pem", _new_signing_key)
-        _keep(identities.jwks_file, lambda: json.dumps({"keys": [_jwk(identities.signing_key)]}, indent=2))
+        _keep(folder / "notify" / "replies.pem", _new_signing_key)
+        _keep(identities.jwks_file, lambda: json.dumps({"keys": [public_jwk(identities.signing_key)]}, indent=2))
+        identities._publish_replies()
         return identities
 
     def seed_file(self, name: str) -> Path:
@@ -168,9 +170,15 @@ class Identities:
     @property
     def signing_key(self) -> Ed25519PrivateKey:
         """The key that signs tokens."""
-        key = load_pem_private_key((self.folder / "tokens.pem").read_bytes(), password=None)
-        assert isinstance(key, Ed25519PrivateKey)
-        return key
+        return _signing_key(self.folder / "tokens.pem")
+
+    def _publish_replies(self) -> None:
+        """See that the public half of notify's own key is in the JWKS file, as that of the issuer of short replies."""
+        own = {**public_jwk(_signing_key(self.folder / "notify" / "replies.pem")), "iss": REPLIES}
+        document = json.loads(self.jwks_file.read_text())
+        if own not in document["keys"]:
+            others = [key for key in document["keys"] if key.get("iss") != REPLIES]
+            write_secret(self.jwks_file, json.dumps({**document, "keys": [*others, own]}, indent=2))
 
 
 def issue_token(
@@ -203,7 +211,7 @@ def issue_token(
         "exp": int((at + ttl).timestamp()),
         "jti": secrets.token_hex(8),
     }
-    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": _jwk(key)["kid"]})
+    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": public_jwk(key)["kid"]})
 
 
 class Rights(NamedTuple):
@@ -242,6 +250,10 @@ _FOLDS = (
     "$JS.FC.OBJ_SNAPSHOTS.>",
     "$JS.ACK.OBJ_SNAPSHOTS.>",
 )
+
+
+_REPLIES = tuple(f"cmd.*.desk.{verb}" for verb in ("accept", "decline", "arrive", "done"))
+"""What notify asks a desk for a member who answers without an app."""
 
 
 def _rights(service: str, publish: Sequence[str], subscribe: Sequence[str] = (), *, answers: bool = False) -> Rights:
@@ -284,7 +296,7 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     "notify": _rights(
         "notify",
-        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS"), "qry.*.intake.reach"),
+        (*_FOLDS, "notify.*.alive.>", *_reads("KV_CONTACTS"), "qry.*.intake.reach", *_REPLIES),
         ("notify.*.alive.>",),
         answers=True,
     ),
@@ -429,16 +441,11 @@ def write_secret(file: Path, text: str) -> None:
     fresh.replace(file)
 
 
+def _signing_key(file: Path) -> Ed25519PrivateKey:
+    key = load_pem_private_key(file.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key
+
+
 def _new_signing_key() -> str:
     return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-def _jwk(key: Ed25519PrivateKey) -> dict[str, str]:
-    """The public key in the form of RFC 8037; `kid` is its thumbprint (RFC 7638)."""
-    x = _base64url(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
-    thumbprint = sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest()
-    return {"kty": "OKP", "crv": "Ed25519", "x": x, "kid": _base64url(thumbprint), "alg": "EdDSA", "use": "sig"}
-
-
-def _base64url(raw: bytes) -> str:
-    return urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -447,9 +447,10 @@ class Stack:
 
     def _links(self, child: Child) -> dict[str, str]:
         """Where links in messages lead, unless somebody has said."""
-        if child.service != "notify" or "dispatch" not in self.urls or os.environ.get("PAIDAN_PUBLIC_URL"):
+        if child.service != "notify":
             return {}
-        return {"PAIDAN_PUBLIC_URL": self.urls["dispatch"]}
+        lead = {"PAIDAN_PUBLIC_URL": self.urls.get("dispatch"), "PAIDAN_REPLY_URL": self.urls["notify"]}
+        return {name: url for name, url in lead.items() if url and not os.environ.get(name)}
 
     async def _spawn(self, child: Child) -> None:
         if child.log.exists() and child.log.stat().st_size > LOG_BYTES_MAX:

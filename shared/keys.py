@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,7 +16,9 @@ from urllib.parse import urlsplit
 import httpx2
 import jwt
 import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from shared.telemetry import logger
 
@@ -65,6 +69,17 @@ def read_keys(document: Any) -> dict[str, jwt.PyJWK]:
             if key.algorithm_name in ALGORITHMS and not small and "d" not in entry:
                 found[entry["kid"]] = key
     return found
+
+
+def public_jwk(key: Ed25519PrivateKey) -> dict[str, str]:
+    """The public half in the form of RFC 8037; `kid` is its thumbprint (RFC 7638)."""
+    x = _base64url(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+    thumbprint = sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest()
+    return {"kty": "OKP", "crv": "Ed25519", "x": x, "kid": _base64url(thumbprint), "alg": "EdDSA", "use": "sig"}
+
+
+def _base64url(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 class Watched(Generic[T]):

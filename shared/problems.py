@@ -83,6 +83,13 @@ PROBLEMS: dict[str, Text] = {
     "not_listed": Text(422, "不在可选代码之内", "Not one of the codes that are accepted", "请选用:{accepted}", "Choose one of: {accepted}"),
     "not_utf8": Text(422, "文件不是 UTF-8 编码", "The file is not UTF-8", "请在 Excel 中另存为 CSV UTF-8 后重新上传", "Save it as CSV UTF-8 and upload it again"),
     "unknown_columns": Text(422, "表头有不认识的列:{columns}", "The header has unknown columns: {columns}", "可用的列:{known}", "Known columns: {known}"),
+    # short replies
+    "code_unknown": Text(404, "回复码无效", "This code is not valid", "请核对短信中的回复码", "Check the code in your message"),
+    "code_used": Text(409, "该回复码已用于另一答复", "This code was used for another answer", "每个回复码只能用一次", "A code is good for one answer"),
+    "code_expired": Text(410, "该任务的答复时限已过或任务已结束", "The offer or the task has ended", "您无需处理", "There is nothing for you to do"),
+    "code_verb": Text(409, "此码不能用于这一答复", "This code is not for this answer", "请按短信中的提示回复", "Answer as your message says"),
+    "bad_signature": Text(401, "签名缺失或不符", "The signature is missing or wrong", "请核对密钥与签名方法", "Check the secret and how it is signed"),
+    "stale_signature": Text(403, "签名已失效:{why}", "The signature no longer counts: {why}", "请用当前时间重新签名", "Sign it again with the time as it is"),
     # the ledger
     "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
     "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),

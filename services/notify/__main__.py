@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 import uvloop
 
-from services.notify.api import create_app
+from services.notify.api import add_replies, create_app
 from services.notify.channels import Channels
 from services.notify.contacts import Contacts
+from services.notify.inbound import webhooks
 from services.notify.offices import Offices
+from services.notify.replying import Replies
 from services.notify.rules import RULES
 from services.notify.settings import Settings
 from services.notify.wording import Wording
@@ -31,7 +33,14 @@ async def run(settings: Settings) -> None:
         OSError, ValueError, UnavailableError: it cannot start, or the bus is gone for good.
     """
     until = serving.stop_on_signals()
-    wording = Wording.open(settings.public_url, settings.templates_dir, resident_url=settings.resident_url)
+    replying, hooks = settings.replies(), webhooks(settings.inbound_file)
+    wording = Wording.open(
+        settings.public_url,
+        settings.templates_dir,
+        resident_url=settings.resident_url,
+        reply_url=settings.reply_url,
+        codes=replying[0] if replying else None,
+    )
     channels = Channels(settings.channel_urls(), caps=settings.channel_caps(), senders=settings.senders)
     doorkeeper = Doorkeeper.of(settings)
     bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed(), ca_file=settings.nats_ca_file)
@@ -55,6 +64,8 @@ async def run(settings: Settings) -> None:
     watching = asyncio.create_task(stop_when_closed())
     try:
         app = create_app(offices, ready=ready, doorkeeper=doorkeeper)
+        if replying:
+            add_replies(app, Replies(bus, *replying, offices.posts), wording, hooks)
         await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()

@@ -1,17 +1,54 @@
-"""HTTP in: health, metrics, and how many messages wait."""
+"""HTTP in: health, metrics, how many messages wait, and what members answer to them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Annotated, Any, Protocol
+from urllib.parse import parse_qsl
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
-from services.notify.model import Post
+from services.notify import pages
+from services.notify.codes import OTHER, REASONS, understand
+from services.notify.inbound import Inbound, Seen, Signed, WeCom
+from services.notify.model import VERBS, Post
+from services.notify.replying import REFUSED, Answer, Found, Replies
+from services.notify.wording import Wording
 from shared import web
-from shared.access import allowed
+from shared.access import allowed, public
 from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
+from shared.facts import Language
+from shared.limiting import Limits, network
+from shared.problems import problem
+
+MISSES_PER_S, MISSES_BURST = 0.1, 20
+"""Wrong codes that one address, or one sender behind a webhook, may try: at 40 bits nobody finds one so."""
+FORM, XML = "application/x-www-form-urlencoded", "application/xml"
+ANSWER = {
+    "type": "object",
+    "required": ["verb"],
+    "properties": {
+        "verb": {"type": "string", "enum": list(VERBS)},
+        "reason": {"type": "string", "enum": [*REASONS, OTHER]},
+    },
+}
+PAGES: dict[int | str, dict[str, Any]] = {
+    status: {"description": words, "content": {"text/html": {}}}
+    for status, words in (
+        (404, "`code_unknown`"),
+        (409, "used, or not for this answer, or the desk refuses"),
+        (410, "too late"),
+        (413, "too large"),
+        (422, "no such answer"),
+        (429, "too many wrong codes"),
+        (503, "the desk does not answer just now"),
+    )
+}
 
 Reader = Annotated[Caller, allowed("clerk", "dispatcher", "supervisor", "auditor", of="district")]
 
@@ -66,6 +103,136 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
         return counts(post)
 
     return app
+
+
+def add_replies(
+    app: FastAPI,
+    replies: Replies,
+    wording: Wording,
+    hooks: Mapping[str, Signed | WeCom],
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """The routes of short replies: the page behind a link, and webhooks for what members write."""
+    misses, seen = Limits(MISSES_PER_S, MISSES_BURST), Seen()
+
+    def tried(whose: str, code: str) -> Found:
+        """What a code stands for; whoever tries many wrong ones waits. Raises RefusedError `code_unknown`, `too_many`."""
+        misses.look(whose, monotonic())
+        try:
+            return replies.find(code)
+        except RefusedError:
+            misses.take(whose, monotonic())
+            raise
+
+    def page(content: str, status: int = 200) -> HTMLResponse:
+        return HTMLResponse(content, status, headers=pages.HEADERS)
+
+    @app.get(
+        "/r/{code}",
+        tags=["replies"],
+        summary="短信链接页面 / the page behind a message's link",
+        response_class=HTMLResponse,
+        responses=PAGES,
+        dependencies=[public],
+    )
+    async def ask(request: Request, code: str) -> HTMLResponse:
+        language = pages.language_of(request.headers.get("accept-language", ""))
+        try:
+            found = tried(_address(request), code)
+        except RefusedError as why:
+            return page(pages.refusal(why, language), problem(why)["status"])
+        return page(pages.question(found, wording, language, clock()))
+
+    @app.post(
+        "/r/{code}",
+        tags=["replies"],
+        summary="在链接页面答复 / an answer on that page",
+        response_class=HTMLResponse,
+        responses=PAGES,
+        openapi_extra={"requestBody": {"required": True, "content": {FORM: {"schema": ANSWER}}}},
+        dependencies=[public],
+    )
+    async def answer(request: Request, code: str) -> HTMLResponse:
+        language = pages.language_of(request.headers.get("accept-language", ""))
+        try:
+            tried(_address(request), code)
+            fields = _form(await request.body())
+            verb = next((verb for verb in VERBS if verb == fields.get("verb")), None)
+            if verb is None:
+                raise RefusedError("not_listed", field="verb", accepted=" ".join(VERBS))
+            reason = fields.get("reason", "")
+            answered = await replies.answer(code, verb, reason if reason in REASONS else OTHER, "link")
+        except RefusedError as why:
+            return page(pages.refusal(why, language), problem(why)["status"])
+        return page(pages.result(answered, language), answered.status)
+
+    async def reply(name: str, message: Inbound) -> tuple[Answer, Language]:
+        """What becomes of a message that came in by a webhook."""
+        said = understand(message.text)
+        if said is None:
+            return Answer("not_understood", REFUSED["not_understood"], 422), "zh-CN"
+        try:
+            tried(f"{name} {message.sender}", said.code)
+            return await replies.answer(said.code, said.verb, said.reason, name), said.language
+        except RefusedError as why:
+            return Answer.of(problem(why)), said.language
+
+    @app.get(
+        "/v1/inbound/{channel}",
+        tags=["replies"],
+        summary="企业微信回调验证 / WeCom asks whether this is its callback",
+        response_class=PlainTextResponse,
+        responses=web.problems("bad_signature", "stale_signature", "not_found"),
+        dependencies=[public],
+    )
+    async def echo(request: Request, channel: str) -> PlainTextResponse:
+        hook = hooks.get(channel)
+        if not isinstance(hook, WeCom):
+            raise RefusedError("not_found", what=channel)
+        return PlainTextResponse(hook.echo(request.query_params, clock().timestamp()))
+
+    @app.post(
+        "/v1/inbound/{channel}",
+        tags=["replies"],
+        summary="短信网关与企业微信来信 / what members write, by SMS gateway or WeCom",
+        responses={
+            200: {"description": "taken in; `code` says why nothing was done", "content": {XML: {}}},
+            **web.problems("bad_signature", "stale_signature", "not_found", "invalid", "invalid_json", "too_large"),
+        },
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}, FORM: {}, XML: {}}}},
+        dependencies=[public],
+    )
+    async def inbound(request: Request, channel: str) -> Response:
+        hook, body, now_s = hooks.get(channel), await request.body(), clock().timestamp()
+        if hook is None:
+            raise RefusedError("not_found", what=channel)
+        if isinstance(hook, WeCom):
+            signature = request.query_params.get("msg_signature", "")
+            message = hook.open(body, request.query_params, now_s)
+        else:
+            signature = request.headers.get("paidan-signature", "")
+            message = hook.open(body, request.headers.get("content-type", ""), request.headers, now_s)
+        seen.look(f"{channel} {signature}")
+        answered, language = await reply(channel, message)
+        if answered.status < 500:  # what could not be done now may be sent again as it is
+            seen.keep(f"{channel} {signature}")
+        words = answered.said(language)
+        if isinstance(hook, WeCom):
+            return Response(hook.sealed(words, message.sender, now_s) if message.text else "", media_type=XML)
+        return JSONResponse({"ok": not answered.code, "code": answered.code, "reply": words})
+
+
+def _address(request: Request) -> str:
+    return network(request.client.host) if request.client else ""
+
+
+def _form(body: bytes) -> Mapping[str, str]:
+    """A form's fields. Raises RefusedError `invalid`."""
+    try:
+        return dict(parse_qsl(body.decode(), max_num_fields=20))
+    except ValueError:
+        raise RefusedError("invalid", field="body", why="不是表单", why_en="not a form") from None
 
 
 def counts(post: Post) -> Counts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from services.notify.model import (
     ACCEPTED,
@@ -26,10 +26,12 @@ from services.notify.model import (
     UNDERWAY,
     UNPLACED,
     URGENT,
+    VERBS,
     WITHDRAWN,
     Notice,
     Post,
     Reply,
+    Verb,
     evolve,
     resident,
 )
@@ -69,8 +71,6 @@ ANY_ITEM = "unknown"
 """The item of a task of which notify was never told what it is about; the texts say "a request"."""
 
 
-Verb = Literal["accept", "decline", "arrive", "done"]
-VERBS: tuple[Verb, ...] = get_args(Verb)
 VIA = re.compile(r"[a-z][a-z0-9_]{0,23}")
 """By what an answer comes: `link`, or the webhook's name."""
 REPLY = re.compile(rf"reply\.(?P<notice>[0-9a-f-]{{36}})\.(?P<verb>{'|'.join(VERBS)})\.(?P<via>{VIA.pattern})")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from immutables import Map
 
@@ -57,7 +57,9 @@ ENDED = "ended"
 TO_RESIDENTS = (RECEIVED, UNDERWAY, FINISHED, MOVED, CANCELLED, ENDED)
 TEMPLATES = (*TO_MEMBERS, *TO_SUPERVISORS, *TO_RESIDENTS)
 
-ANSWERS: Mapping[str, tuple[str, ...]] = {
+Verb = Literal["accept", "decline", "arrive", "done"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
+ANSWERS: Mapping[str, tuple[Verb, ...]] = {
     OFFERED: ("accept", "decline"),
     ACCEPTED: ("arrive", "done"),
     ARRIVED: ("done",),
@@ -162,7 +164,7 @@ class Reply:
     item: str
     area: str
     until: datetime | None = None
-    used: str | None = None
+    used: Verb | None = None
 
 
 NO_TASK = Task()

@@ -95,6 +95,10 @@ class Offices:
         office = self.open_now.get(district)
         return office.turns.state if office else None
 
+    def posts(self) -> list[Post]:
+        """The newest state of every district that is served."""
+        return [office.turns.state for office in self.open_now.values()]
+
     def missing(self) -> Mapping[str, str]:
         """What does not work, by name, with why."""
         missing = {}

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import Field
 
 from services.notify.channels import CAPS, Cap
+from services.notify.codes import Codes
+from services.notify.replying import Signer
 from shared.settings import ServiceSettings
 
 
@@ -19,6 +21,9 @@ class Settings(ServiceSettings):
     Attributes:
         districts: six-digit codes, separated by commas; `*` follows the register.
         public_url: of dispatch, or of what stands before it: links in messages lead to `/v1/tasks/<id>` there.
+        reply_url: of this service, or of what stands before it: members' links for short replies lead to `/r/<code>` there. With
+            it and `secrets_dir` messages hold one-time codes.
+        inbound_file: JSON, name → webhook by which replies come in (`services/notify/inbound.py`); a secret.
         resident_url: where residents follow their requests: the link in messages to them.
         channels_file: JSON, channel → Apprise URL with `{id}` for the recipient and `{to}` for their number or address; a secret.
             The channels `phone` and `email` reach residents.
@@ -29,6 +34,8 @@ class Settings(ServiceSettings):
 
     districts: str = "*"
     public_url: str = "http://127.0.0.1:8080"
+    reply_url: str = ""
+    inbound_file: Path | None = None
     resident_url: str = ""
     channels_file: Path | None = None
     caps: dict[str, tuple[int, float]] = Field(default_factory=dict)
@@ -40,6 +47,18 @@ class Settings(ServiceSettings):
         if self.districts.strip() == "*":
             return None
         return tuple(code.strip() for code in self.districts.split(",") if code.strip())
+
+    def replies(self) -> tuple[Codes, Signer] | None:
+        """
+        What short replies need; None where nobody has said where their links lead.
+
+        Raises:
+            OSError, ValueError: a secret is missing or is none.
+        """
+        if not self.reply_url:
+            return None
+        signer = Signer(self.secret("replies.pem").get_secret_value().encode())
+        return Codes(self.secret("reply_secret").get_secret_value()), signer
 
     def channel_urls(self) -> Mapping[str, str]:
         """Apprise URLs by channel. Raises OSError or ValueError, which does not show what the file holds."""

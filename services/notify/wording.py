@@ -10,14 +10,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.notify.model import RESIDENT, TEMPLATES, Notice, Post
+from services.notify.codes import Codes
+from services.notify.model import ANSWERS, RESIDENT, TEMPLATES, Notice, Post
 from shared.facts import Language, Name
 
 DIGEST = "digest"
@@ -44,11 +45,13 @@ TEXTS: Mapping[str, str] = {
     "offered.zh-CN": """
 {% if urgent %}【紧急】{% endif %}派单：{{ item }}
 {{ area }}有一项任务派给您：{{ item }}。{% if until %}请在 {{ until }} 前接单或拒单。{% endif %}
-{{ link }}""",
+{% if code %}回复“接 {{ code }}”接单，“拒 {{ code }} 原因”拒单，或点开链接：
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "offered.en": """
 {% if urgent %}URGENT: {% endif %}New task: {{ item }}
 A task in {{ area }} is offered to you: {{ item }}.{% if until %} Please accept or decline by {{ until }}.{% endif %}
-{{ link }}""",
+{% if code %}Reply “accept {{ code }}” or “decline {{ code }} reason”, or open:
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "taken.zh-CN": """
 已有人接单：{{ item }}
 {{ area }}的任务“{{ item }}”已由他人接单，您无需处理。谢谢！
@@ -92,19 +95,23 @@ Handed over: {{ item }}
     "accepted.zh-CN": """
 您已接单：{{ item }}
 {{ area }}的任务“{{ item }}”由您办理。
-{{ link }}""",
+{% if code %}到场后回复“到 {{ code }}”，直接办结回复“完 {{ code }}”，或点开链接：
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "accepted.en": """
 Yours: {{ item }}
 You have taken “{{ item }}” in {{ area }}.
-{{ link }}""",
+{% if code %}Reply “arrive {{ code }}” when you are there, “done {{ code }}” when it is done, or open:
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "arrived.zh-CN": """
 您已到场：{{ item }}
 {{ area }}的任务“{{ item }}”正由您办理。
-{{ link }}""",
+{% if code %}办结后回复“完 {{ code }}”，或点开链接：
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "arrived.en": """
 On the spot: {{ item }}
 You are at work on “{{ item }}” in {{ area }}.
-{{ link }}""",
+{% if code %}Reply “done {{ code }}” when it is done, or open:
+{{ answer }}{% else %}{{ link }}{% endif %}""",
     "handover_refused.zh-CN": """
 对方未接收：{{ item }}
 {{ area }}的任务“{{ item }}”，对方单位未接收，仍由本单位负责，请尽快处理。
@@ -204,9 +211,19 @@ class Wording:
     templates: Mapping[str, jinja2.Template]
     public_url: str
     resident_url: str
+    reply_url: str
+    codes: Codes | None
 
     @classmethod
-    def open(cls, public_url: str, folder: Path | None = None, *, resident_url: str = "") -> Wording:
+    def open(
+        cls,
+        public_url: str,
+        folder: Path | None = None,
+        *,
+        resident_url: str = "",
+        reply_url: str = "",
+        codes: Codes | None = None,
+    ) -> Wording:
         """
         Compile every template and try each.
 
@@ -214,6 +231,8 @@ class Wording:
             public_url: of dispatch, or of what stands before it: links lead to `/v1/tasks/<id>` there.
             folder: an office's own templates; what it does not hold is as here.
             resident_url: where residents follow their requests; messages never hold a tracking code.
+            reply_url: of notify, or of what stands before it: links to `/r/<code>` there.
+            codes: one-time codes for answers; None: messages hold none.
         Raises:
             ValueError: a template is wrong; names it.
         """
@@ -227,32 +246,54 @@ class Wording:
                 templates[name].render(_EXAMPLE)
             except Exception as why:  # a template can raise anything
                 raise ValueError(f"template {name}: {why}") from None
-        return cls(templates, public_url.rstrip("/"), resident_url)
+        return cls(templates, public_url.rstrip("/"), resident_url, reply_url.rstrip("/"), codes)
 
     def message(self, post: Post, notice: Notice, language: Language) -> Text:
         """One notice in words."""
-        day = post.register.today(post.district, notice.queued)
-        zone = post.register.zone(post.district)
+        item, area, until = self.about(post, notice.item, notice.area, notice.until, notice.queued, language)
+        code = self._code(notice)
         return self._text(
             notice.template if notice.template in TEMPLATES else "offered",
             language,
-            item=_say(_item(post, notice.item), language),
-            area=_say(_area(post, notice.area, day), language),
+            item=item,
+            area=area,
             urgent=notice.urgent,
-            until=f"{notice.until.astimezone(zone):%m-%d %H:%M}" if notice.until else "",
+            until=until,
+            code=code,
+            answer=f"{self.reply_url}/r/{code}",
             link=self._link(notice, f"/{notice.task}"),
             office=_say(_office(post), language),
             role=_say(_role(post, notice.task), language),
         )
+
+    def about(
+        self, post: Post, item: str, area: str, until: datetime | None, at: datetime, language: Language
+    ) -> tuple[str, str, str]:
+        """What something is about: the item, the area as of a time, and until when, in the district's own time."""
+        day, zone = post.register.today(post.district, at), post.register.zone(post.district)
+        ends = f"{until.astimezone(zone):%m-%d %H:%M}" if until else ""
+        return _say(_item(post, item), language), _say(_area(post, area, day), language), ends
+
+    def _code(self, notice: Notice) -> str:
+        return self.codes.of(notice.id) if self.codes and notice.template in ANSWERS else ""
 
     def digest(self, post: Post, notices: Iterable[Notice], language: Language) -> Text:
         """What was held, in one message; a single one is itself."""
         held = list(notices)
         if len(held) == 1:
             return self.message(post, held[0], language)
-        titles = [self.message(post, notice, language).title for notice in held[:DIGEST_LINES_MAX]]
+        titles = [self._line(post, notice, language) for notice in held[:DIGEST_LINES_MAX]]
         more = len(held) - len(titles)
         return self._text(DIGEST, language, count=len(held), titles=titles, more=more, link=self._link(held[0]))
+
+    def _line(self, post: Post, notice: Notice, language: Language) -> str:
+        """A message's title, and how to answer it."""
+        title, code = self.message(post, notice, language).title, self._code(notice)
+        if not code:
+            return title
+        return (
+            f"{title}（{self.reply_url}/r/{code}）" if language == "zh-CN" else f"{title} ({self.reply_url}/r/{code})"
+        )
 
     def _link(self, notice: Notice, task: str = "") -> str:
         return self.resident_url if notice.recipient.startswith(RESIDENT) else f"{self.public_url}/v1/tasks{task}"
@@ -268,6 +309,8 @@ _EXAMPLE = {
     "urgent": True,
     "until": "11-22 09:00",
     "link": "https://example.org/v1/tasks/1",
+    "code": "7K3M9QX2",
+    "answer": "https://example.org/r/7K3M9QX2",
     "office": "武昌区网格办",
     "role": "网格员",
     "count": 2,

@@ -26,7 +26,9 @@ from shared.auth import EVERYWHERE, Caller, Doorkeeper, Role, bearer
 from shared.errors import RefusedError
 from shared.limiting import Limits, network
 
-Of = Literal["nothing", "register", "submission", "code", "district", "own", "handled", "cases", "everywhere"]
+Of = Literal[
+    "nothing", "register", "submission", "code", "district", "own", "handled", "cases", "everywhere", "reply", "gateway"
+]
 OF: Mapping[Of, tuple[str, str]] = MappingProxyType(
     {
         "nothing": ("无个人或业务数据", "nothing of anybody's"),
@@ -44,6 +46,8 @@ OF: Mapping[Of, tuple[str, str]] = MappingProxyType(
         ),
         "cases": ("涉及本辖区的诉求与事实", "cases and facts that name their district"),
         "everywhere": ("所有辖区,令牌辖区须为 *", "every district: the token must be for *"),
+        "reply": ("凭一次性回复码答复的一件派单", "the task that a message's one-time code is for"),
+        "gateway": ("以签名证明身份的短信网关或企业微信", "an SMS gateway or WeCom, by its signature"),
     }
 )
 

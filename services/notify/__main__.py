@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import uvloop
 
-from services.notify.api import add_replies, create_app
+from services.notify.api import Answering, create_app
 from services.notify.channels import Channels
 from services.notify.contacts import Contacts
 from services.notify.inbound import webhooks
@@ -63,9 +63,8 @@ async def run(settings: Settings) -> None:
 
     watching = asyncio.create_task(stop_when_closed())
     try:
-        app = create_app(offices, ready=ready, doorkeeper=doorkeeper)
-        if replying:
-            add_replies(app, Replies(bus, *replying, offices.posts), wording, hooks)
+        replies = Replies(bus, *replying, offices.posts) if replying else None
+        app = create_app(offices, Answering(replies, wording, hooks), ready=ready, doorkeeper=doorkeeper)
         await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()

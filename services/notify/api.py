@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Query, Request, Response
@@ -19,7 +19,7 @@ from services.notify.model import VERBS, Post
 from services.notify.replying import REFUSED, Answer, Found, Replies
 from services.notify.wording import Wording
 from shared import web
-from shared.access import allowed, public
+from shared.access import allowed
 from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
 from shared.facts import Language
@@ -80,7 +80,7 @@ class Served(Protocol):
         """The newest state of a district, or None where it is not served."""
 
 
-def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) -> FastAPI:
+def create_app(served: Served, answering: Answering, *, ready: web.Readiness, doorkeeper: Doorkeeper) -> FastAPI:
     """The app of one instance; every instance answers, also one that stands by."""
     app = web.create_app("派单 notify", ready=ready, doorkeeper=doorkeeper)
 
@@ -102,17 +102,26 @@ def create_app(served: Served, *, ready: web.Readiness, doorkeeper: Doorkeeper) 
             raise RefusedError("unknown_district", district=of)
         return counts(post)
 
+    add_replies(app, answering)
     return app
 
 
-def add_replies(
-    app: FastAPI,
-    replies: Replies,
-    wording: Wording,
-    hooks: Mapping[str, Signed | WeCom],
-    *,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> None:
+class Answering(NamedTuple):
+    """What short replies are taken with. `replies`: None where they are off; `hooks`: webhooks by name."""
+
+    replies: Replies | None
+    wording: Wording
+    hooks: Mapping[str, Signed | WeCom]
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def by(self) -> Replies:
+        """Who answers. Raises RefusedError `code_unknown` where nobody does."""
+        if self.replies is None:
+            raise RefusedError("code_unknown")
+        return self.replies
+
+
+def add_replies(app: FastAPI, answering: Answering) -> None:
     """The routes of short replies: the page behind a link, and webhooks for what members write."""
     misses, seen = Limits(MISSES_PER_S, MISSES_BURST), Seen()
 
@@ -120,7 +129,7 @@ def add_replies(
         """What a code stands for; whoever tries many wrong ones waits. Raises RefusedError `code_unknown`, `too_many`."""
         misses.look(whose, monotonic())
         try:
-            return replies.find(code)
+            return answering.by().find(code)
         except RefusedError:
             misses.take(whose, monotonic())
             raise
@@ -134,7 +143,7 @@ def add_replies(
         summary="短信链接页面 / the page behind a message's link",
         response_class=HTMLResponse,
         responses=PAGES,
-        dependencies=[public],
+        dependencies=[allowed(of="reply")],
     )
     async def ask(request: Request, code: str) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
@@ -142,7 +151,7 @@ def add_replies(
             found = tried(_address(request), code)
         except RefusedError as why:
             return page(pages.refusal(why, language), problem(why)["status"])
-        return page(pages.question(found, wording, language, clock()))
+        return page(pages.question(found, answering.wording, language, answering.clock()))
 
     @app.post(
         "/r/{code}",
@@ -151,7 +160,7 @@ def add_replies(
         response_class=HTMLResponse,
         responses=PAGES,
         openapi_extra={"requestBody": {"required": True, "content": {FORM: {"schema": ANSWER}}}},
-        dependencies=[public],
+        dependencies=[allowed(of="reply")],
     )
     async def answer(request: Request, code: str) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
@@ -162,7 +171,7 @@ def add_replies(
             if verb is None:
                 raise RefusedError("not_listed", field="verb", accepted=" ".join(VERBS))
             reason = fields.get("reason", "")
-            answered = await replies.answer(code, verb, reason if reason in REASONS else OTHER, "link")
+            answered = await answering.by().answer(code, verb, reason if reason in REASONS else OTHER, "link")
         except RefusedError as why:
             return page(pages.refusal(why, language), problem(why)["status"])
         return page(pages.result(answered, language), answered.status)
@@ -174,7 +183,7 @@ def add_replies(
             return Answer("not_understood", REFUSED["not_understood"], 422), "zh-CN"
         try:
             tried(f"{name} {message.sender}", said.code)
-            return await replies.answer(said.code, said.verb, said.reason, name), said.language
+            return await answering.by().answer(said.code, said.verb, said.reason, name), said.language
         except RefusedError as why:
             return Answer.of(problem(why)), said.language
 
@@ -184,13 +193,13 @@ def add_replies(
         summary="企业微信回调验证 / WeCom asks whether this is its callback",
         response_class=PlainTextResponse,
         responses=web.problems("bad_signature", "stale_signature", "not_found"),
-        dependencies=[public],
+        dependencies=[allowed(of="gateway")],
     )
     async def echo(request: Request, channel: str) -> PlainTextResponse:
-        hook = hooks.get(channel)
+        hook = answering.hooks.get(channel)
         if not isinstance(hook, WeCom):
             raise RefusedError("not_found", what=channel)
-        return PlainTextResponse(hook.echo(request.query_params, clock().timestamp()))
+        return PlainTextResponse(hook.echo(request.query_params, answering.clock().timestamp()))
 
     @app.post(
         "/v1/inbound/{channel}",
@@ -201,10 +210,10 @@ def add_replies(
             **web.problems("bad_signature", "stale_signature", "not_found", "invalid", "invalid_json", "too_large"),
         },
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}, FORM: {}, XML: {}}}},
-        dependencies=[public],
+        dependencies=[allowed(of="gateway")],
     )
     async def inbound(request: Request, channel: str) -> Response:
-        hook, body, now_s = hooks.get(channel), await request.body(), clock().timestamp()
+        hook, body, now_s = answering.hooks.get(channel), await request.body(), answering.clock().timestamp()
         if hook is None:
             raise RefusedError("not_found", what=channel)
         if isinstance(hook, WeCom):

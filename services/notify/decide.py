@@ -12,12 +12,17 @@ from services.notify.model import (
     ANSWERS,
     ARRIVED,
     CANCELLED,
+    CONFERRAL_ASKED,
     CONFERRAL_OPENED,
+    CONFERRAL_OVERDUE,
     ENDED,
     FINISHED,
     GIVEN_AWAY,
+    HANDOVER_ASKED,
     HANDOVER_REFUSED,
+    HELP_ASKED,
     HELP_LAPSED,
+    LENT,
     MOVED,
     OFFERED,
     OVER,
@@ -38,10 +43,17 @@ from services.notify.model import (
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import (
+    ConferralEnded,
     ConferralOpened,
+    ConferralReceived,
+    ConferralSettled,
     Fact,
-    HandoverRefused,
+    HandoverReceived,
+    HandoverReturned,
+    HelpAnswered,
     HelpLapsed,
+    HelpReceived,
+    HelpSeated,
     NoticeAnswered,
     NoticeFailed,
     NoticeHeld,
@@ -188,12 +200,20 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
                 yield from _tell_resident(post, cause, now, id, ENDED)
         case TaskHandedOver(task_id=id) if cause.district == post.district:
             yield from _tell(post, cause, now, id, post.task(id).concerned, GIVEN_AWAY)
-        case HandoverRefused(task_id=id, giver=giver) if giver == post.district:
-            yield _tell_supervisor(post, cause, now, id, HANDOVER_REFUSED)
-        case ConferralOpened(task_id=id, item=item):
-            yield _tell_supervisor(post, cause, now, id, CONFERRAL_OPENED, item)
-        case HelpLapsed(task_id=id, reason="unanswered"):
+        case HandoverReceived(task_id=id) | HandoverReturned(task_id=id):
+            received = isinstance(cause.fact, HandoverReceived)
+            yield _tell_supervisor(post, cause, now, id, HANDOVER_ASKED if received else HANDOVER_REFUSED)
+        case ConferralOpened(task_id=id):
+            received = isinstance(cause.fact, ConferralReceived)
+            yield _tell_supervisor(post, cause, now, id, CONFERRAL_ASKED if received else CONFERRAL_OPENED)
+        case ConferralEnded(task_id=id, reason="overdue") | ConferralSettled(task_id=id, reason="overdue"):
+            yield _tell_supervisor(post, cause, now, id, CONFERRAL_OVERDUE)
+        case HelpReceived(task_id=id):
+            yield _tell_supervisor(post, cause, now, id, HELP_ASKED)
+        case HelpLapsed(task_id=id, reason="unanswered") | HelpAnswered(task_id=id, member_id=None):
             yield _tell_supervisor(post, cause, now, id, HELP_LAPSED)
+        case HelpSeated(task_id=id, member_id=member):
+            yield from _tell(post, cause, now, id, (member,), LENT)
         case _:
             return
 
@@ -201,25 +221,16 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
 def _tell_resident(post: Post, cause: Envelope, now: datetime, task_id: str, template: str) -> Iterator[Envelope]:
     task = post.task(task_id)
     if task.resident:
-        yield _queue(
-            cause,
-            now,
-            resident(task.resident),
-            template,
-            task_id,
-            task.item or ANY_ITEM,
-            task.urgent,
-            None,
-            post.district,
-        )
+        about = task.item or ANY_ITEM
+        yield _queue(cause, now, resident(task.resident), template, task_id, about, task.urgent, None)
 
 
-def _tell_supervisor(
-    post: Post, cause: Envelope, now: datetime, task_id: str, template: str, item: str | None = None
-) -> Envelope:
-    task = post.task(task_id)
-    about = item or task.item or ANY_ITEM
-    return _queue(cause, now, supervisor(post.district), template, task_id, about, task.urgent, None, post.district)
+def _tell_supervisor(post: Post, cause: Envelope, now: datetime, task_id: str, template: str) -> Envelope:
+    """What a question between offices is about is in its own fact; of an answer to one, it is known from the task."""
+    task, said = post.task(task_id), cause.fact
+    about = getattr(said, "item", None) or task.item or ANY_ITEM
+    urgent = task.urgent or getattr(said, "urgency", 0) >= URGENT
+    return _queue(cause, now, supervisor(post.district), template, task_id, about, urgent, None)
 
 
 def _answered(post: Post, cause: Envelope, now: datetime, member: str, then: str | None = None) -> Iterator[Envelope]:
@@ -284,9 +295,8 @@ def _queue(
     item: str,
     urgent: bool,
     until: datetime | None,
-    own: str | None = None,
 ) -> Envelope:
-    own = own or cause.district  # whom an office tells is its own affair, also where another sees the case
+    own = cause.district  # whom an office tells is its own affair, also where another sees the case
     id = derived_id("notice", cause.id, recipient, template)
     fact = NoticeQueued(
         notice_id=id,

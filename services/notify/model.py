@@ -19,6 +19,7 @@ from shared import register as registers
 from shared.envelope import Envelope
 from shared.facts import (
     AreaSet,
+    HelpReceived,
     MemberEnrolled,
     NoticeAnswered,
     NoticeFailed,
@@ -42,11 +43,19 @@ GIVEN_AWAY = "given_away"
 ACCEPTED = "accepted"
 ARRIVED = "arrived"
 UNPLACED = "unplaced"
+LENT = "lent"
+HANDOVER_ASKED = "handover_asked"
 HANDOVER_REFUSED = "handover_refused"
 CONFERRAL_OPENED = "conferral_opened"
+CONFERRAL_ASKED = "conferral_asked"
+CONFERRAL_OVERDUE = "conferral_overdue"
+HELP_ASKED = "help_asked"
 HELP_LAPSED = "help_lapsed"
-TO_MEMBERS = (OFFERED, TAKEN, OVER, WITHDRAWN, GIVEN_AWAY, ACCEPTED, ARRIVED)
-TO_SUPERVISORS = (UNPLACED, HANDOVER_REFUSED, CONFERRAL_OPENED, HELP_LAPSED)
+TO_MEMBERS = (OFFERED, TAKEN, OVER, WITHDRAWN, GIVEN_AWAY, ACCEPTED, ARRIVED, LENT)
+TO_SUPERVISORS = (
+    *(UNPLACED, HANDOVER_ASKED, HANDOVER_REFUSED, HELP_ASKED, HELP_LAPSED),
+    *(CONFERRAL_OPENED, CONFERRAL_ASKED, CONFERRAL_OVERDUE),
+)
 
 RECEIVED = "received"
 UNDERWAY = "underway"
@@ -223,6 +232,8 @@ def take_in(post: Post, envelope: Envelope) -> Post:
             return _with(post, fact.new_task_id, moved)
         case TaskHandedOver(task_id=id):
             return _closed(post, id) if envelope.district == post.district else post
+        case HelpReceived(task_id=id, item=item, urgency=urgency):
+            return _with(post, id, replace(post.task(id), item=item, urgent=urgency >= URGENT))
         case MemberEnrolled(member_id=member, kind=kind):
             return replace(post, kinds=post.kinds.set(member, kind))
         case TaskAccepted(task_id=id, member_id=member):

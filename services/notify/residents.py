@@ -55,10 +55,10 @@ class Residents:
 
     async def reach(self, district: str, request: str, notice: str) -> Reached | None:
         """
-        How to reach the resident of a request, for this notice; None where they cannot be: no contact, erased, not ours to ask.
+        How to reach the resident of a request, for this notice; None where they cannot be: no contact, frozen, erased.
 
         Raises:
-            UnavailableError: intake cannot say now.
+            UnavailableError: intake cannot say now; `code` 404: the ledger has not heard of the request, or not yet.
         """
         question = orjson.dumps({"request": request, "notice": notice})
         data = await self._bus.request(f"qry.{district}.intake.reach", question, timeout_s=WITHIN_S)
@@ -69,7 +69,7 @@ class Residents:
             code, status = answer["problem"]["code"], answer["problem"]["status"]
         except (ValidationError, ValueError, TypeError, KeyError):  # their text would hold what was sent
             raise UnavailableError("intake answers in a way that is not understood") from None
-        if status >= 500:
-            raise UnavailableError(f"intake cannot say: {code}")
+        if status >= 500 or (status == 404 and code == "not_found"):
+            raise UnavailableError(f"intake cannot say: {code}", code=status)
         logger().info("resident_unreachable", district=district, notice=notice, code=code)
         return None

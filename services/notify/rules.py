@@ -15,6 +15,7 @@ def remembered(district: str) -> tuple[str, ...]:
         f"evt.{district}.intake.*.request.submitted.*",
         f"{own}.member.enrolled",
         *(f"{own}.task.{what}" for what in ("opened", "accepted", "declined", "closed")),
+        f"{own}.help.received",
         "evt.*.dispatch.*.task.handed_over",
     )
 
@@ -25,8 +26,9 @@ def inputs(district: str) -> tuple[str, ...]:
     return (
         *remembered(district),
         *(f"{own}.task.{what}" for what in ("offered", "expired", "unplaced", "arrived", "done")),
-        *(f"{own}.{what}" for what in ("conferral.opened", "help.lapsed")),
-        "evt.*.dispatch.*.handover.refused",
+        *(f"{own}.handover.{what}" for what in ("received", "returned")),
+        *(f"{own}.conferral.{what}" for what in ("opened", "received", "ended", "settled")),
+        *(f"{own}.help.{what}" for what in ("seated", "answered", "lapsed")),
     )
 
 

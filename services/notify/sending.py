@@ -44,6 +44,8 @@ ASKED = Cap(200, 1)
 WAIT_S = 0.5
 AGAIN_S = 5.0
 DRAIN_S = 15.0
+KNOWN_WITHIN = timedelta(minutes=10)
+"""The ledger has heard of a request by then, or never will."""
 SENDER = Caller("notify", EVERYWHERE, frozenset())
 
 QUEUED = Counter("paidan_notices_queued_total", "Notices that a sender took up", ["district"])
@@ -297,9 +299,14 @@ class Sender:
             reached = await self._residents.reach(self._district, first.recipient.removeprefix(RESIDENT), first.id)
         except UnavailableError as why:
             self._log.warning("intake_unavailable", why=str(why))
-            again = self._clock() + timedelta(seconds=AGAIN_S)
-            for notice in parcel:
-                heapq.heappush(self._due, (again, notice.recipient, notice.number, notice.id))
+            now, unknown = self._clock(), why.code == 404
+            if unknown and now - first.queued > KNOWN_WITHIN:
+                self._outcomes.extend(Outcome(one.id, one.attempts + 1, "dropped", code=UNREACHABLE) for one in parcel)
+            else:
+                again = now + timedelta(seconds=WAIT_S if unknown else AGAIN_S)
+                for notice in parcel:
+                    heapq.heappush(self._due, (again, notice.recipient, notice.number, notice.id))
+            self._wake.set()
             return
         left = {kind: to for kind in KINDS if reached and (to := getattr(reached.contact, kind))}
         usable = [(found, to) for kind, to in left.items() if (found := self._channels.find(kind))]

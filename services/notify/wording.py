@@ -136,6 +136,46 @@ To be conferred on: {{ item }}
 Nobody reported in: {{ item }}
 The help that was asked for “{{ item }}” in {{ area }} did not come in time. Please arrange it otherwise.
 {{ link }}""",
+    "handover_asked.zh-CN": """
+待签收：{{ item }}
+其他单位请求转办{{ area }}的事项“{{ item }}”，请尽快签收或退回并说明依据。
+{{ link }}""",
+    "handover_asked.en": """
+To sign for: {{ item }}
+Another office asks you to take over “{{ item }}” in {{ area }}. Please sign for it, or refuse and say on what basis.
+{{ link }}""",
+    "conferral_asked.zh-CN": """
+请参加会商：{{ item }}
+{{ area }}的事项“{{ item }}”归属有争议，请参加会商。
+{{ link }}""",
+    "conferral_asked.en": """
+To confer on: {{ item }}
+It is disputed whose “{{ item }}” in {{ area }} is. Please take part in the conferral.
+{{ link }}""",
+    "conferral_overdue.zh-CN": """
+会商逾期：{{ item }}
+{{ area }}的事项“{{ item }}”会商已到期而无裁定，仍由首接单位负责，请督办。
+{{ link }}""",
+    "conferral_overdue.en": """
+Conferral overdue: {{ item }}
+The conferral on “{{ item }}” in {{ area }} has passed its deadline without a ruling: whoever received it first keeps it. Please see to it.
+{{ link }}""",
+    "help_asked.zh-CN": """
+请求支援：{{ item }}
+其他单位就{{ area }}的“{{ item }}”请求派人支援，请按时报到或答复。
+{{ link }}""",
+    "help_asked.en": """
+Help asked for: {{ item }}
+Another office asks for somebody's help with “{{ item }}” in {{ area }}. Please report in, or answer, in time.
+{{ link }}""",
+    "lent.zh-CN": """
+请前往支援：{{ item }}
+您被派往支援其他单位在{{ area }}的任务“{{ item }}”，请尽快前往。
+{{ link }}""",
+    "lent.en": """
+Please help with: {{ item }}
+You are sent to help another office with “{{ item }}” in {{ area }}. Please go there soon.
+{{ link }}""",
     "received.zh-CN": """
 已受理：{{ item }}
 您在{{ area }}的诉求“{{ item }}”已由{{ office }}受理。凭查询码可随时查询进展。

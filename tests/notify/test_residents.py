@@ -17,14 +17,23 @@ from services.notify.wording import LANGUAGES, Wording
 from shared.bus import Bus, Request
 from shared.envelope import Envelope
 from shared.facts import (
+    ConferralEnded,
     ConferralOpened,
+    ConferralReceived,
+    ConferralSettled,
     Due,
-    HandoverRefused,
+    Fact,
+    HandoverReceived,
+    HandoverReturned,
+    HelpAnswered,
     HelpLapsed,
+    HelpReceived,
+    HelpSeated,
     Language,
     MemberEnrolled,
     NoticeFailed,
     NoticeHeld,
+    NoticeQueued,
     NoticeSent,
     RequestSubmitted,
     Sealed,
@@ -189,39 +198,68 @@ def test_a_snapshot_knows_who_asked_and_of_what_kind_members_are() -> None:
 # --- supervisors ------------------------------------------------------------------------------------------------------
 
 
-def between_offices() -> list[tuple[Envelope, str]]:
+ASKED: dict[str, Any] = {"task_id": TASK, "request_id": REQUEST, "item": "light.out"}
+
+
+def between_offices() -> list[tuple[Fact, str]]:
     """What a supervisor has to know, and the template that says it."""
-    refused = HandoverRefused(
-        handover_id=NEW_TASK, task_id=TASK, giver=WUCHANG, reason="wrong_place", basis="agreement:xinxiang"
-    )
-    conferred = ConferralOpened(
-        conferral_id=NEW_TASK, task_id=TASK, request_id=REQUEST, parties=(WUCHANG, QINGSHAN), lead=WUCHANG, item="light.out",
-        refusals=(NEW_TASK,), until=NOON,
-    )  # fmt: skip
-    lapsed = HelpLapsed(help_id=NEW_TASK, task_id=TASK, to=QINGSHAN, reason="unanswered")
-    by_them = fact_of_the_desk(refused)
+    conferral = {
+        **ASKED,
+        "conferral_id": NEW_TASK,
+        "parties": (WUCHANG, QINGSHAN),
+        "lead": WUCHANG,
+        "refusals": (),
+        "until": NOON,
+    }
+    over = {"conferral_id": NEW_TASK, "task_id": TASK, "reason": "overdue"}
+    help = {"help_id": NEW_TASK, "task_id": TASK, "to": QINGSHAN}
     return [
         (
-            Envelope(by_them.id, QINGSHAN, "xinxiang-7k", NOON, refused, "420106,420107", case=REQUEST),
+            HandoverReceived(
+                **ASKED, handover_id=NEW_TASK, giver=QINGSHAN, round=1, attempt=1, to=WUCHANG, reason="wrong_place", urgency=0,
+                due=DUE, grant=True, until=NOON,
+            ),
+            "handover_asked",
+        ),
+        (
+            HandoverReturned(handover_id=NEW_TASK, task_id=TASK, to=QINGSHAN, reason="wrong_place", basis="agreement:x"),
             "handover_refused",
         ),
-        (fact_of_the_desk(conferred), "conferral_opened"),
-        (fact_of_the_desk(lapsed), "help_lapsed"),
-    ]
+        (ConferralOpened(**conferral), "conferral_opened"),
+        (ConferralReceived(**conferral, giver=QINGSHAN), "conferral_asked"),
+        (ConferralEnded.model_validate(over), "conferral_overdue"),
+        (ConferralSettled.model_validate({**over, "giver": QINGSHAN}), "conferral_overdue"),
+        (
+            HelpReceived(
+                **ASKED, help_id=NEW_TASK, to=WUCHANG, asker=QINGSHAN, urgency=0, effort=1, due=DUE, until=NOON, whistle=True
+            ),
+            "help_asked",
+        ),
+        (HelpLapsed.model_validate({**help, "reason": "unanswered"}), "help_lapsed"),
+        (HelpAnswered.model_validate({**help, "reason": "nobody"}), "help_lapsed"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fact", "template"), between_offices())
-def test_the_supervisor_hears_what_went_wrong_between_offices(fact: Envelope, template: str) -> None:
-    _, facts = when(given(offered(LI)), fact)
+def test_the_supervisor_hears_what_has_to_be_seen_to_between_offices(fact: Fact, template: str) -> None:
+    _, facts = when(given(offered(LI)), fact_of_the_desk(fact))
     assert told(facts) == [(supervisor(WUCHANG), template)]
-    assert {queued.subject.split(".")[1] for queued in facts} == {WUCHANG}
+    assert {queued.fact.item for queued in facts if isinstance(queued.fact, NoticeQueued)} == {"light.out"}
 
 
-def test_what_another_offices_supervisor_has_to_know_is_not_told_here() -> None:
-    refused = HandoverRefused(
-        handover_id=NEW_TASK, task_id=TASK, giver=QINGSHAN, reason="wrong_place", basis="agreement:xinxiang"
-    )
-    assert when(given(), fact_of_the_desk(refused))[1] == []
+def test_what_goes_well_between_offices_is_told_to_nobody() -> None:
+    ended = ConferralEnded(conferral_id=NEW_TASK, task_id=TASK, reason="ruled")
+    comes = HelpAnswered(help_id=NEW_TASK, task_id=TASK, to=QINGSHAN, member_id="m-zhao")
+    lapsed = HelpLapsed(help_id=NEW_TASK, task_id=TASK, to=QINGSHAN, reason="ended")
+    assert when(given(), *map(fact_of_the_desk, (ended, comes, lapsed)))[1] == []
+
+
+def test_who_is_lent_to_another_office_is_told_with_what_it_is_about() -> None:
+    (asked,) = (fact for fact, template in between_offices() if template == "help_asked")
+    seated = HelpSeated(help_id=NEW_TASK, task_id=TASK, asker=QINGSHAN, member_id=LI, effort=1)
+    _, (queued,) = when(given(fact_of_the_desk(asked)), fact_of_the_desk(seated))
+    assert told([queued]) == [(LI, "lent")]
+    assert cast(NoticeQueued, queued.fact).item == "light.out"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -320,7 +358,8 @@ async def test_after_a_failure_the_other_way_is_tried_in_the_language_they_asked
 @pytest.mark.parametrize(
     "answer",
     [
-        {"problem": {"code": "not_found", "status": 404}},
+        {"problem": {"code": "nothing_sealed", "status": 404}},
+        {"problem": {"code": "erased", "status": 410}},
         {"contact": {"name": NAME}, "language": "zh-CN"},
         {"contact": {"email": EMAIL}, "language": "zh-CN"},  # no channel leads there
     ],
@@ -334,6 +373,18 @@ async def test_who_cannot_be_reached_is_given_up_at_once(
     (failed,) = await ground.facts("notice.failed", 1)
     assert cast(NoticeFailed, failed.fact).code == UNREACHABLE
     assert web.taken == []
+
+
+async def test_what_the_ledger_has_not_heard_of_yet_is_asked_again(
+    ground: Ground, intake: Intake, web: WebReceiver
+) -> None:
+    answer, intake.answer = intake.answer, {"problem": {"code": "not_found", "status": 404}}
+    await ground.notify({"phone": f"json://127.0.0.1:{web.port}/{{to}}"})
+    await ground.publish(submitted("contact", at=datetime.now(UTC)), opened(at=datetime.now(UTC)))
+    await until(lambda: len(intake.asked) > 1)
+    intake.answer = answer
+    (sent,) = await ground.facts("notice.sent", 1)
+    assert cast(NoticeSent, sent.fact).attempt == 1
 
 
 async def test_without_intake_residents_wait_and_members_do_not(

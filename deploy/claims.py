@@ -94,7 +94,6 @@ def scope(
     subscribe: Sequence[str],
     answers: bool = False,
     web: bool = False,
-    subscriptions_max: int = -1,
     description: str = "",
 ) -> Claims:
     """
@@ -109,7 +108,6 @@ def scope(
         "pub": {"allow": [*publish]} if publish else {"deny": [">"]},
         "sub": {"allow": [*subscribe]} if subscribe else {"deny": [">"]},
         **NO_LIMITS,
-        "subs": subscriptions_max,
         "allowed_connection_types": ["STANDARD", "WEBSOCKET"] if web else ["STANDARD"],
     }
     if answers:

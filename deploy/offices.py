@@ -18,8 +18,8 @@ from shared.register import Register
 
 CONNECTIONS_MAX = 200
 SUBSCRIPTIONS_MAX = 1000
+"""Of one connection."""
 PAYLOAD_MAX = 64 * 1024
-PERSON_SUBSCRIPTIONS_MAX = 20
 STAFF = ("clerk", "dispatcher", "supervisor", "auditor", "admin")
 MEMBER_VERBS = ("accept", "decline", "arrive", "done")
 NAME = re.compile(r"D(\d{6})", re.ASCII)
@@ -140,7 +140,6 @@ def _staff(office: Office, keys: OfficeKeys) -> Claims:
         publish=office.asks,
         subscribe=("live.evt.>", "_INBOX_{{name()}}.>"),
         web=True,
-        subscriptions_max=PERSON_SUBSCRIPTIONS_MAX,
     )
 
 
@@ -151,7 +150,6 @@ def _member(office: Office, keys: OfficeKeys) -> Claims:
         publish=(*(f"cmd.{office.district}.desk.{verb}" for verb in MEMBER_VERBS), f"qry.{office.district}.desk.mine"),
         subscribe=("_INBOX_{{name()}}.>",),
         web=True,
-        subscriptions_max=PERSON_SUBSCRIPTIONS_MAX,
     )
 
 

@@ -66,11 +66,16 @@ class Key:
         seed: bytes = nkeys.encode_seed(raw, _PREFIXES[kind])
         return cls.of(seed.decode())
 
-    def sign(self, subject: str, name: str, nats: Mapping[str, Any], *, iat: int, **more: Any) -> str:
-        """A JWT about `subject`. The same claims give the same token."""
+    def sign(self, subject: str, name: str, nats: Mapping[str, Any], *, iat: int, unlike: str = "", **more: Any) -> str:
+        """
+        A JWT about `subject`. The same claims give the same token.
+
+        Args:
+            unlike: what tells it from others with the same claims: to a server the very account that it has deleted is old news.
+        """
         claims: Claims = {"iat": iat, "iss": self.public, "sub": subject, "name": name, **more}
         claims["nats"] = {**nats, "version": 2}
-        claims["jti"] = b32encode(sha256(json.dumps(claims).encode()).digest()).decode().rstrip("=")
+        claims["jti"] = b32encode(sha256((json.dumps(claims) + unlike).encode()).digest()).decode().rstrip("=")
         text = f"{_encode({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_encode(claims)}"
         signature: bytes = nkeys.from_seed(self.seed.encode()).sign(text.encode())
         return f"{text}.{_base64url(signature)}"

@@ -112,13 +112,14 @@ def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, now: d
         scopes += [_staff(office, keys), _member(office, keys)]
     limits = {**ACCOUNT_NO_LIMITS, "conn": CONNECTIONS_MAX, "subs": SUBSCRIPTIONS_MAX, "payload": PAYLOAD_MAX}
     nats = {"type": "account", "limits": limits, "imports": imports, "signing_keys": scopes}
-    return operator.sign(own.public, f"D{office.district}", nats, iat=int(now.timestamp()))
+    return operator.sign(own.public, f"D{office.district}", nats, iat=int(now.timestamp()), unlike=now.isoformat())
 
 
 def _import(account: str, hub: Key, subject: str, kind: str, ends: int | None) -> Claims:
     # The consent says when it ends, not when it was given: so that the same register gives the same account.
     consent = {"type": "activation", "subject": subject, "kind": kind}
-    token = hub.sign(account, subject, consent, iat=1, **({"exp": ends} if ends else {}))
+    until: Claims = {"exp": ends} if ends else {}
+    token = hub.sign(account, subject, consent, iat=1, **until)
     return {"name": subject, "subject": subject, "account": hub.public, "token": token, "type": kind}
 
 

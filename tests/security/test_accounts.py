@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -112,8 +113,8 @@ async def test_where_an_agreement_is_not_in_force_the_enclave_is_not_seen(
         "not yet begun": {"valid_from": today + timedelta(days=2)},
         "without this party": {"parties": (WUCHANG, HONGSHAN)},
         "gone": {"parties": (WUCHANG,)},
-    }[how]
-    await world.bring(evolve(world.register, ENCLAVE.model_copy(update=changed)))
+    }
+    await world.bring(evolve(world.register, ENCLAVE.model_copy(update=changed[how])))
     async with world.service("intake") as intake:
         await say(intake, RATED, WUCHANG, XINXIANG)
         await say(intake, RATED, QINGSHAN, XINXIANG)
@@ -183,16 +184,16 @@ async def test_accounts_outlive_the_server(world: World, guests: dict[str, Seat]
     assert await world.bring() == []
     async with world.app(WUCHANG):
         pass
-
-
-async def test_without_the_gate_people_wait_and_nobody_else_notices(world: World, guests: dict[str, Seat]) -> None:
-    async with asyncio.timeout(10):  # the gate has come back after the restart above
+    async with asyncio.timeout(10):
         while True:
             try:
                 async with world.person(world.token("dispatcher")):
                     break
-            except NOT_LET_IN:
+            except NOT_LET_IN:  # the gate comes back by itself
                 await asyncio.sleep(0.1)
+
+
+async def test_without_the_gate_people_wait_and_nobody_else_notices(world: World, guests: dict[str, Seat]) -> None:
     world.gate.stop_process()
     try:
         with pytest.raises(NOT_LET_IN):

@@ -76,12 +76,15 @@ class Caller:
         The district that they mean: the one asked for, or their own.
 
         Raises:
-            RefusedError: `foreign_district`; `district_missing` for somebody of every district who names none.
+            RefusedError: `foreign_district`; for somebody of every district `district_missing` where they name none, and
+                `unknown_district` where it is none: it becomes part of a subject.
         """
         if (district := asked or self.district) == EVERYWHERE:
             raise RefusedError("district_missing", field="district")
         if not self.of(district):
             raise RefusedError("foreign_district", district=district, yours=self.district)
+        if not DISTRICTS.fullmatch(district):
+            raise RefusedError("unknown_district", district=district, field="district")
         return district
 
     @property

@@ -137,7 +137,14 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         return answer
 
     refusals = web.problems(
-        "unauthenticated", "forbidden", "foreign_district", "district_missing", "key_missing", "invalid", "no_leader"
+        "unauthenticated",
+        "forbidden",
+        "foreign_district",
+        "district_missing",
+        "unknown_district",
+        "key_missing",
+        "invalid",
+        "no_leader",
     )
     of_task = {
         **refusals,

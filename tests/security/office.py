@@ -14,14 +14,26 @@ from uuid import uuid4
 
 import httpx2
 
-from deploy.cli import DEMO_MEMBERS, DEMO_REGISTER
+from deploy.cli import DEMO_REGISTER
 from deploy.stack import Stack
 
 WUCHANG, QINGSHAN, HONGSHAN = "420106", "420107", "420111"
 OWN, ENCLAVE, NEIGHBOUR = "oujing-b4", "xinxiang", "hongwei-1d"
 """Areas: of 武昌 alone; in 青山 and served by 武昌; of 青山 alone."""
 PACE = {"offer": {"amount": 2, "unit": "hours"}, "close_after": {"amount": 1, "unit": "hours"}}
+HEADER = "id,kind,areas,skills,capacity,duty,district,name,phone,language,quiet,channels"
+SKILLS = "plumbing electrical handiwork lift patrol sanitation mediation care errands paperwork"
+AREAS = {WUCHANG: f"{OWN} {ENCLAVE}", QINGSHAN: NEIGHBOUR, HONGSHAN: "heping-5w"}
 T = TypeVar("T")
+
+
+def members(district: str) -> bytes:
+    """Forty of an office who can do everything at any hour: `m-<district>-<n>`."""
+    rows = [
+        f"m-{district}-{n},grid_member,{AREAS[district]},{SKILLS},20,,{district},某人,1990000{n:04},zh-CN,00:00-00:00,console"
+        for n in range(40)
+    ]
+    return "\n".join([HEADER, *rows]).encode()
 
 
 class Office:
@@ -42,11 +54,11 @@ class Office:
             headers["Authorization"] = f"Bearer {token}"
         return self.http.request(method, self.stack.urls[service] + path, headers=headers, **more)
 
-    def get(self, service: str, path: str, token: str | None = None, **params: Any) -> httpx2.Response:
+    def get(self, service: str, path: str, token: str | None = None, /, **params: Any) -> httpx2.Response:
         """GET."""
         return self.call("GET", service, path, token, params=params)
 
-    def post(self, service: str, path: str, token: str | None, body: Any, **params: Any) -> httpx2.Response:
+    def post(self, service: str, path: str, token: str | None, body: Any, /, **params: Any) -> httpx2.Response:
         """POST."""
         return self.call("POST", service, path, token, json=body, params=params)
 
@@ -94,9 +106,10 @@ def running(data: Path) -> Iterator[Office]:
             document = json.loads(DEMO_REGISTER.read_text())
             for policy in document["policies"]:
                 policy |= PACE
+                policy.pop("quiet", None)
             await stack.apply_register(document, why="test")
             for district in (WUCHANG, QINGSHAN, HONGSHAN):
-                await stack.enrol(DEMO_MEMBERS.read_bytes(), district)
+                await stack.enrol(members(district), district)
             held.append(stack)
             ready.set()
             await asyncio.to_thread(stop.wait)

@@ -78,7 +78,7 @@ def up(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="只报错误 / say nothing but errors")] = False,
     port: Annotated[
         int,
-        typer.Option(help="首个端口，0 为任意 / first of four HTTP ports, 0: any", min=0),
+        typer.Option(help="首个端口，0 为任意 / first of six ports, 0: any", min=0),
     ] = HTTP_PORT,
     tls: Annotated[bool, typer.Option("--tls", help="用自建的 CA 加密 / TLS by a CA of its own")] = False,
     host: Annotated[
@@ -478,7 +478,7 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
         "",
         "派单已就绪 / Paidan is ready",
         *(f"  {service:<9}{url}    {url}/docs" for service, url in urls.items()),
-        f"  {'nats':<9}{stack.bus_url}",
+        f"  {'nats':<9}{stack.bus_url}" + (f"    {stack.websocket_url}" if stack.websocket_url else ""),
         f"  日志 / logs  {stack.data / 'logs'}",
         "",
         "地址与登录令牌（12 小时有效）：复制到另一个终端 / addresses and logins for 12 hours: paste into another terminal",

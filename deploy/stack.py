@@ -50,6 +50,7 @@ DRAIN_WITHIN_S = 25.0
 RESTART_FIRST_S = 0.2
 RESTART_LAST_S = 5.0
 DEATHS_BEFORE_READY_MAX = 3
+SILENCE_MAX_S = 10.0
 BROUGHT_LATER = frozenset({"register"})
 """What a service may still be waiting for when the stack is up: somebody has to reach the ledger to bring it."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
@@ -187,6 +188,11 @@ class Stack:
             await self._spawn(child)
             child.keeper = asyncio.create_task(self._keep(child), name=f"keep {child.name}")
         await self._wait_until_ready(READY_WITHIN_S, but_for=BROUGHT_LATER)
+        self._watches += [
+            asyncio.create_task(self._wake(child), name=f"wake {child.name}")
+            for child in self.children
+            if child.service == GATE
+        ]
         self._write_addresses()
 
     async def stop(self) -> None:
@@ -486,6 +492,24 @@ class Stack:
                 return
             await self._spawn(child)
             started = time.monotonic()
+
+    async def _wake(self, child: Child) -> None:
+        """
+        End a gate that says nothing for 10 s, so that it is started again: while it hangs nobody can log in. A service that hangs
+        is left alone: its work waits for it, or another instance takes it.
+        """
+        answered, heard = None, 0.0
+        async with httpx2.AsyncClient(timeout=2, trust_env=False, verify=trusting(self.ca_file)) as client:
+            while True:
+                await asyncio.sleep(SILENCE_MAX_S / 10)
+                try:
+                    await client.get(f"{child.url}/healthz")
+                except httpx2.HTTPError:
+                    if child.pid and child.pid == answered and time.monotonic() - heard > SILENCE_MAX_S:
+                        self._log.warning("gate_hangs", service=child.name, silent_s=SILENCE_MAX_S)
+                        self._signal(child, signal.SIGKILL)
+                else:
+                    answered, heard = child.pid, time.monotonic()
 
     async def _wait_until_ready(self, within_s: float, *, but_for: frozenset[str] = frozenset()) -> None:
         deadline = time.monotonic() + within_s

@@ -840,7 +840,7 @@ class NoticeHeld(Fact):
 
 
 class NoticeAnswered(Fact):
-    """Its recipient answered with the message's one-time code (短信回复): the code is used up, and the desk is asked."""
+    """Its recipient answered with the message's one-time code (短信回复) and the desk did what they said: the code is used up."""
 
     name = "notice.answered"
     service = "notify"

@@ -8,12 +8,13 @@ from time import monotonic
 from typing import Annotated, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
 from services.notify import pages
 from services.notify.codes import OTHER, REASONS, understand
+from services.notify.decide import VIA
 from services.notify.inbound import Inbound, Seen, Signed, WeCom
 from services.notify.model import VERBS, Post
 from services.notify.replying import REFUSED, Answer, Found, Replies
@@ -28,6 +29,9 @@ from shared.problems import problem
 
 MISSES_PER_S, MISSES_BURST = 0.1, 20
 """Wrong codes that one address, or one sender behind a webhook, may try: at 40 bits nobody finds one so."""
+# Only documented: what is no code at all is answered as a wrong one.
+Code = Annotated[str, Path(description="one-time code", json_schema_extra={"maxLength": 64})]
+Channel = Annotated[str, Path(description="a webhook's name", json_schema_extra={"pattern": f"^{VIA.pattern}$"})]
 FORM, XML = "application/x-www-form-urlencoded", "application/xml"
 ANSWER = {
     "type": "object",
@@ -145,7 +149,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         responses=PAGES,
         dependencies=[allowed(of="reply")],
     )
-    async def ask(request: Request, code: str) -> HTMLResponse:
+    async def ask(request: Request, code: Code) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
         try:
             found = tried(_address(request), code)
@@ -162,7 +166,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         openapi_extra={"requestBody": {"required": True, "content": {FORM: {"schema": ANSWER}}}},
         dependencies=[allowed(of="reply")],
     )
-    async def answer(request: Request, code: str) -> HTMLResponse:
+    async def answer(request: Request, code: Code) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
         try:
             tried(_address(request), code)
@@ -195,7 +199,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         responses=web.problems("bad_signature", "stale_signature", "not_found"),
         dependencies=[allowed(of="gateway")],
     )
-    async def echo(request: Request, channel: str) -> PlainTextResponse:
+    async def echo(request: Request, channel: Channel) -> PlainTextResponse:
         hook = answering.hooks.get(channel)
         if not isinstance(hook, WeCom):
             raise RefusedError("not_found", what=channel)
@@ -212,7 +216,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}, FORM: {}, XML: {}}}},
         dependencies=[allowed(of="gateway")],
     )
-    async def inbound(request: Request, channel: str) -> Response:
+    async def inbound(request: Request, channel: Channel) -> Response:
         hook, body, now_s = answering.hooks.get(channel), await request.body(), answering.clock().timestamp()
         if hook is None:
             raise RefusedError("not_found", what=channel)

@@ -29,7 +29,7 @@ WORDS: Mapping[Verb, tuple[str, ...]] = {
 """What a member may write for each answer."""
 REASONS: Mapping[str, tuple[str, ...]] = {
     "unsafe": ("危险", "不安全", "unsafe", "danger"),
-    "off_sick": ("病", "不舒服", "不适", "sick", "unwell", "ill"),
+    "off_sick": ("病", "不舒服", "不适", "sick", "unwell"),
     "off_duty": ("不当班", "下班", "休息", "休假", "请假", "off duty", "day off", "leave"),
     "too_far": ("远", "far"),
     "cannot_do": ("不会", "工具", "做不了", "cannot", "can't", "tool", "skill"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -68,11 +68,18 @@ async def crash(
     leader: bool = False,
 ) -> Any:
     """Do some work while the instance that gets to the point dies there."""
-    instances = (await system.leader(),) if leader else range(1, len(system.stack.all_urls[service]) + 1)
+    instances = (await system.leader(),) if leader else tuple(range(1, len(system.stack.all_urls[service]) + 1))
+    return await crash_of(system, service, instances, where, about, work())
+
+
+async def crash_of(
+    system: System, service: str, instances: Sequence[int], where: str, about: str, work: Coroutine[Any, Any, Any]
+) -> Any:
+    """Do some work while that one of these instances that gets to the point dies there."""
     names = {n: service if n == 1 else f"{service}-{n}" for n in instances}
     before = system.stack.pids
     points = {n: system.point(service, n, where, about) for n in instances}
-    doing = asyncio.create_task(work())
+    doing = asyncio.create_task(work)
     async with asyncio.timeout(30):
         while all(point.exists() for point in points.values()):
             await asyncio.sleep(0.01)

@@ -50,6 +50,10 @@ def _name(text: str) -> dict[str, str]:
     return {"zh": text, "en": text}
 
 
+BOTH_LEAD: Mapping[int, str] = {1: DISTRICT, 2: DISTRICT}
+"""Two instances of dispatch, either of which may lead any desk."""
+
+
 def register() -> dict[str, Any]:
     """Two districts outside the rate limit, three areas, three items, clocks of seconds."""
 
@@ -157,7 +161,7 @@ class Receiver:
         self._server = await asyncio.start_server(self._serve, HOST, 0)
         port = self._server.sockets[0].getsockname()[1]
         (folder / "channels.json").write_text(json.dumps({"webhook": f"json://{HOST}:{port}/{{id}}"}))
-        for template in ("offered", "taken", "over", "withdrawn", "unplaced"):
+        for template in ("offered", "taken", "over", "withdrawn", "unplaced", "given_away"):
             for language in ("zh-CN", "en"):
                 (folder / f"{template}.{language}.txt").write_text(template + "\n{{ link }}")
         return {
@@ -258,13 +262,15 @@ class System:
             self.bugs.append(f"{method} {path}: {said}")
         return Answer(response.status, said, response.headers)
 
-    async def insist(self, method: str, service: str, path: str, document: Any = None, **more: Any) -> Answer | None:
-        """The same call, at one instance after the other, until the answer is definite; None after 45 s."""
+    async def insist(
+        self, method: str, service: str, path: str, document: Any = None, *, at: int | None = None, **more: Any
+    ) -> Answer | None:
+        """The same call, at one instance after the other (or only `at` one), until the answer is definite; None after 45 s."""
         ends, n = time.monotonic() + WITHIN_S, self.random.randrange(2)
         while time.monotonic() < ends:
             n += 1
             try:
-                answer = await self.call(method, service, path, document, instance=n, **more)
+                answer = await self.call(method, service, path, document, instance=at or n, **more)
             except BrokenError:
                 self.counts["broken connections"] += 1
             else:
@@ -636,7 +642,7 @@ class System:
 MEMBER = ("kind", "areas", "skills", "capacity", "load", "left")
 TASK = (
     *("id", "request", "round", "area", "item", "urgency", "effort", "status", "wave", "offered", "tried", "holder"),
-    "until",
+    *("until", "due", "asking", "helps"),
 )
 
 
@@ -700,8 +706,16 @@ async def read_stream(bus: Bus, last: int) -> list[Record]:
 
 
 @asynccontextmanager
-async def running(data: Path, *, seed: int, points: bool = False) -> AsyncIterator[System]:
-    """A stack with register, members and receiver; with `points` its services are started by `tests.system.launch`."""
+async def running(
+    data: Path, *, seed: int, points: bool = False, desks: Mapping[int, str] = BOTH_LEAD
+) -> AsyncIterator[System]:
+    """
+    A stack with register, members and receiver.
+
+    Args:
+        points: its services are started by `tests.system.launch`.
+        desks: which district's desk each instance of dispatch is for; needs `points` where they differ.
+    """
     folder = data / "world"
     folder.mkdir(parents=True)
     receiver = Receiver()
@@ -709,11 +723,15 @@ async def running(data: Path, *, seed: int, points: bool = False) -> AsyncIterat
         data / "stack",
         None,
         None,
-        instances={"dispatch": 2, "intake": 2},
+        instances={"dispatch": len(desks), "intake": 2},
         services=("ledger", "dispatch", "notify", "intake"),
         environment={
             "*": {"PAIDAN_TEST_POINTS": str(folder)} if points else {},
-            "dispatch": {"PAIDAN_SNAPSHOT_FACTS": "1000", "PAIDAN_TAIL_EVENTS": "500"},
+            "dispatch": {
+                "PAIDAN_SNAPSHOT_FACTS": "1000",
+                "PAIDAN_TAIL_EVENTS": "500",
+                **({} if desks == BOTH_LEAD else {"PAIDAN_TEST_DISTRICTS": json.dumps(desks)}),
+            },
             "notify": await receiver.start(folder),
         },
         command=launched if points else service_command,
@@ -721,7 +739,7 @@ async def running(data: Path, *, seed: int, points: bool = False) -> AsyncIterat
     system = System(stack, receiver, folder, seed)
     try:
         starting = asyncio.create_task(stack.start())
-        await _apply(system, starting)
+        await _apply(system, starting, desks)
         yield system
     finally:
         await system.close()
@@ -733,7 +751,7 @@ def launched(service: str) -> Sequence[str]:
     return (service_command(service)[0], "-m", "tests.system.launch", service)
 
 
-async def _apply(system: System, starting: asyncio.Task[None]) -> None:
+async def _apply(system: System, starting: asyncio.Task[None], desks: Mapping[int, str]) -> None:
     """Register and members. Intake is ready only when it has a register, so it is applied while the stack starts."""
     stack = system.stack
     document = {"document": register(), "why": "test"}
@@ -748,10 +766,9 @@ async def _apply(system: System, starting: asyncio.Task[None]) -> None:
         await asyncio.sleep(0.05)
     await starting
     await stack.wait_until_ready()
-    for instance in (1, 2):  # each has to have heard of the district
-        while (
-            await system.call("GET", "dispatch", "/v1/members", token=system.token("auditor"), instance=instance)
-        ).status != 200:
+    for instance, of in desks.items():  # each has to have heard of its district
+        token = system.token("auditor", district=of)
+        while (await system.call("GET", "dispatch", "/v1/members", token=token, instance=instance)).status != 200:
             await asyncio.sleep(0.05)
     answer = await system.insist(
         "POST",
@@ -760,6 +777,7 @@ async def _apply(system: System, starting: asyncio.Task[None]) -> None:
         members(),
         token=system.token("dispatcher"),
         key=fresh_key(),
+        at=next(instance for instance, of in desks.items() if of == DISTRICT),
         district=DISTRICT,
     )
     assert answer is not None

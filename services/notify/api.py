@@ -226,10 +226,10 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         else:
             signature = request.headers.get("paidan-signature", "")
             message = hook.open(body, request.headers.get("content-type", ""), request.headers, now_s)
-        seen.look(f"{channel} {signature}")
+        seen.take(f"{channel} {signature}")
         answered, language = await reply(channel, message)
-        if answered.status < 500:  # what could not be done now may be sent again as it is
-            seen.keep(f"{channel} {signature}")
+        if answered.status >= 500:
+            seen.forget(f"{channel} {signature}")
         words = answered.said(language)
         if isinstance(hook, WeCom):
             return Response(hook.sealed(words, message.sender, now_s) if message.text else "", media_type=XML)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Protocol
+from unicodedata import normalize
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from services.notify.model import RESIDENT
 from shared.bus import Stored
@@ -23,6 +24,13 @@ FRESH_S = 30.0
 LOOKUPS_MAX = 32
 MINUTES = 1440
 
+
+def dialled(phone: str) -> str:
+    """A number as a gateway wants it: its digits, and the + before them."""
+    return "".join(letter for letter in normalize("NFKC", phone) if letter.isdigit() or letter == "+")
+
+
+Phone = Annotated[str, AfterValidator(dialled)]
 Minute = Annotated[int, Field(ge=0, le=MINUTES)]
 
 
@@ -42,7 +50,7 @@ class Contact(BaseModel):
     language: Language = "zh-CN"
     quiet: tuple[Minute, Minute] | None = None
     channels: tuple[str, ...] = (CONSOLE,)
-    phone: str = Field("", repr=False)
+    phone: Phone = Field("", repr=False)
 
     def channel(self, attempt: int) -> str:
         """Where the attempt (from 1) goes."""

@@ -65,7 +65,7 @@ class Signed(Channel):
         """
         timestamp, given = headers.get("paidan-timestamp", ""), headers.get("paidan-signature", "")
         made = sign(self.secret.get_secret_value(), timestamp, body)
-        if not given or not hmac.compare_digest(made.encode(), given.strip().encode()):
+        if not given or not hmac.compare_digest(made.encode(), given.encode()):
             raise RefusedError("bad_signature")
         fresh(timestamp, now_s)
         fields = _fields(body, content_type)
@@ -200,16 +200,18 @@ class Seen:
         self._clock = clock
         self._taken: OrderedDict[str, float] = OrderedDict()
 
-    def look(self, signature: str) -> None:
-        """Raises RefusedError `stale_signature` where it was taken."""
-        while self._taken and (len(self._taken) > SEEN_MAX or next(iter(self._taken.values())) < self._clock()):
+    def take(self, signature: str) -> None:
+        """It is taken in. Raises RefusedError `stale_signature` where it was before."""
+        now = self._clock()
+        while self._taken and (len(self._taken) > SEEN_MAX or next(iter(self._taken.values())) < now):
             self._taken.popitem(last=False)
         if signature in self._taken:
             raise RefusedError("stale_signature", why="重复提交", why_en="it was taken in already")
+        self._taken[signature] = now + 2 * FRESH_S
 
-    def keep(self, signature: str) -> None:
-        """It is taken."""
-        self._taken[signature] = self._clock() + 2 * FRESH_S
+    def forget(self, signature: str) -> None:
+        """Nothing could be done with it now: it may come again as it is."""
+        self._taken.pop(signature, None)
 
 
 def elements(document: bytes) -> dict[str, str]:

@@ -20,6 +20,7 @@ from shared.envelope import Envelope
 from shared.facts import (
     AreaSet,
     HelpReceived,
+    HelpSettled,
     MemberEnrolled,
     NoticeAnswered,
     NoticeFailed,
@@ -234,6 +235,8 @@ def take_in(post: Post, envelope: Envelope) -> Post:
             return _closed(post, id) if envelope.district == post.district else post
         case HelpReceived(task_id=id, item=item, urgency=urgency):
             return _with(post, id, replace(post.task(id), item=item, urgent=urgency >= URGENT))
+        case HelpSettled(task_id=id):
+            return _closed(post, id)
         case MemberEnrolled(member_id=member, kind=kind):
             return replace(post, kinds=post.kinds.set(member, kind))
         case TaskAccepted(task_id=id, member_id=member):

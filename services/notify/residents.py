@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
-from unicodedata import normalize
+from typing import Protocol
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.notify.contacts import Phone
 from shared.errors import UnavailableError
 from shared.facts import Language
 from shared.telemetry import logger
@@ -17,17 +17,12 @@ KINDS = ("phone", "email")
 WITHIN_S = 2.0
 
 
-def dialled(phone: str) -> str:
-    """A number as a gateway wants it: its digits, and the + before them."""
-    return "".join(letter for letter in normalize("NFKC", phone) if letter.isdigit() or letter == "+")
-
-
 class Left(BaseModel):
     """What a resident left, as intake knows it; nothing prints it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    phone: Annotated[str, AfterValidator(dialled)] | None = Field(None, repr=False)
+    phone: Phone | None = Field(None, repr=False)
     email: str | None = Field(None, repr=False)
 
 

@@ -16,6 +16,7 @@ def remembered(district: str) -> tuple[str, ...]:
         f"{own}.member.enrolled",
         *(f"{own}.task.{what}" for what in ("opened", "accepted", "declined", "closed")),
         f"{own}.help.received",
+        f"{own}.help.settled",
         "evt.*.dispatch.*.task.handed_over",
     )
 

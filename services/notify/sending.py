@@ -294,20 +294,17 @@ class Sender:
         Args:
             channel: intake; or the one that was full, and now has room for this.
         """
-        first = parcel[0]
+        first, reached = parcel[0], None
         try:
             reached = await self._residents.reach(self._district, first.recipient.removeprefix(RESIDENT), first.id)
         except UnavailableError as why:
             self._log.warning("intake_unavailable", why=str(why))
             now, unknown = self._clock(), why.code == 404
-            if unknown and now - first.queued > KNOWN_WITHIN:
-                self._outcomes.extend(Outcome(one.id, one.attempts + 1, "dropped", code=UNREACHABLE) for one in parcel)
-            else:
+            if not unknown or now - first.queued <= KNOWN_WITHIN:
                 again = now + timedelta(seconds=WAIT_S if unknown else AGAIN_S)
                 for notice in parcel:
                     heapq.heappush(self._due, (again, notice.recipient, notice.number, notice.id))
-            self._wake.set()
-            return
+                return
         left = {kind: to for kind in KINDS if reached and (to := getattr(reached.contact, kind))}
         usable = [(found, to) for kind, to in left.items() if (found := self._channels.find(kind))]
         if reached is None or not usable:

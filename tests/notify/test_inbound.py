@@ -57,6 +57,7 @@ def test_a_signed_message_is_read_as_json_or_as_a_form() -> None:
         (headers(BODY + b" "), "bad_signature"),
         ({**headers(), "paidan-timestamp": str(NOW + 1)}, "bad_signature"),
         ({**headers(), "paidan-signature": "sha256=接"}, "bad_signature"),
+        ({**headers(), "paidan-signature": headers()["paidan-signature"] + " "}, "bad_signature"),
         (headers(at=NOW - FRESH_S - 1), "stale_signature"),
         (headers(at=NOW + FRESH_S + 1), "stale_signature"),
         (headers(at=-1), "stale_signature"),
@@ -85,12 +86,12 @@ def test_what_a_gateway_should_not_send_is_refused_with_a_reason(body: bytes, ty
 def test_a_signature_counts_once_for_as_long_as_it_is_fresh() -> None:
     now = 0.0
     seen = Seen(lambda: now)
-    seen.look("one")
-    seen.look("one")  # what was not done may come again
-    seen.keep("one")
-    assert refusal(seen.look, "one") == "stale_signature"
+    seen.take("one")
+    assert refusal(seen.take, "one") == "stale_signature"
+    seen.forget("one")  # what was not done may come again
+    seen.take("one")
     now = 2 * FRESH_S + 1
-    seen.look("one")
+    seen.take("one")
 
 
 # --- WeCom ------------------------------------------------------------------------------------------------------------

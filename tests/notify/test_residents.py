@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from services.notify.model import TO_RESIDENTS, UNREACHABLE
 from services.notify.wording import LANGUAGES, Wording
 from shared.bus import Bus, Request
 from shared.envelope import Envelope
+from shared.errors import UnavailableError
 from shared.facts import (
     ConferralEnded,
     ConferralOpened,
@@ -29,6 +31,7 @@ from shared.facts import (
     HelpLapsed,
     HelpReceived,
     HelpSeated,
+    HelpSettled,
     Language,
     MemberEnrolled,
     NoticeFailed,
@@ -260,6 +263,9 @@ def test_who_is_lent_to_another_office_is_told_with_what_it_is_about() -> None:
     _, (queued,) = when(given(fact_of_the_desk(asked)), fact_of_the_desk(seated))
     assert told([queued]) == [(LI, "lent")]
     assert cast(NoticeQueued, queued.fact).item == "light.out"
+    settled = HelpSettled(help_id=NEW_TASK, task_id=TASK, asker=QINGSHAN, member_id=LI, reason="released")
+    post, facts = when(given(fact_of_the_desk(asked), fact_of_the_desk(seated)), fact_of_the_desk(settled))
+    assert (facts, post.task(TASK).closed) == ([], True)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -445,5 +451,17 @@ async def test_without_a_channel_to_residents_the_log_hears_of_them(ground: Grou
 async def test_notify_may_ask_for_a_contact_and_may_not_answer_in_intakes_place(ground: Ground) -> None:
     bus = await Bus.connect(ground.server.url, name="notify", seed=ground.identities.seed("notify"))
     await bus.serve(f"qry.{WUCHANG}.intake.reach", Intake().take)
+    await until(lambda: bus.refused is not None)
+    await bus.drain()
+
+
+@pytest.mark.parametrize("verb", ["offer", "enrol", "leave", "hand_over"])
+async def test_notify_may_not_give_a_desk_other_commands_than_members_answers(ground: Ground, verb: str) -> None:
+    bus = await Bus.connect(ground.server.url, name="notify", seed=ground.identities.seed("notify"))
+    with suppress(UnavailableError):
+        await bus.request(f"cmd.{WUCHANG}.desk.accept", b"{}", timeout_s=0.2)
+    assert bus.refused is None
+    with suppress(UnavailableError):
+        await bus.request(f"cmd.{WUCHANG}.desk.{verb}", b"{}", timeout_s=0.2)
     await until(lambda: bus.refused is not None)
     await bus.drain()

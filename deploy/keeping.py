@@ -150,7 +150,13 @@ async def keep(
     Args:
         connect: a connection by name (`admin`, `sys`).
     """
-    bus, sys = await connect("admin"), await connect("sys")
+    while True:
+        try:
+            bus, sys = await connect("admin"), await connect("sys")
+            break
+        except UnavailableError as why:
+            log.warning("bus_not_kept_to_register", why=str(why))
+            await asyncio.sleep(5)
     follower = Follower(bus)
     try:
         while True:
@@ -158,7 +164,7 @@ async def keep(
                 kept = await follower.current()
                 for line in await bring(sys, identities, kept, datetime.now(UTC)):
                     log.info("bus_kept_to_register", change=line)
-            except (BusError, UnavailableError) as why:
+            except BusError as why:
                 log.warning("bus_not_kept_to_register", why=str(why))
                 await asyncio.sleep(1)
                 continue

@@ -359,6 +359,8 @@ class Stack:
         if self.nats is None:
             scheme = "https" if self.tls else "http"
             pages = {f"{scheme}://{address(h, c.port)}" for c in self.children for h in (self.host, HOST, "localhost")}
+            websocket_port = self.http_port + len(self.children) if self.http_port else free_port()
+            require_free_port(websocket_port, "WebSocket")
             self.nats = NatsServer(
                 self.data / "nats",
                 self.identities,
@@ -366,7 +368,7 @@ class Stack:
                 monitor=True,
                 host=self.host,
                 certificates=self.certificates,
-                websocket_port=self.http_port + len(self.children) if self.http_port else free_port(),
+                websocket_port=websocket_port,
                 origins=sorted({*pages, *self.origins}),
             )
         await asyncio.to_thread(self.nats.start)

@@ -561,6 +561,16 @@ async def test_apps_and_people_come_by_websocket(world: World) -> None:
 # --- those of ours -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("account", ["the hub", "the system", "an office whose people are not let in"])
+@pytest.mark.parametrize("signer", ["staff", "member", "gate"])
+async def test_the_gates_keys_open_no_account_that_does_not_list_them(world: World, signer: str, account: str) -> None:
+    keys, user = world.identities.office_keys, Key.new("user")
+    key = keys.gate() if signer == "gate" else keys.people(signer)
+    target = {"the hub": world.identities.hub, "the system": world.identities.sys}.get(account, keys.account(HONGSHAN))
+    token = claims.user(key, target.public, user.public, "admin", iat=int(time.time()))
+    await _is_not_let_in(world, user_credentials=RawCredentials(claims.credentials(token, user.seed)))
+
+
 @pytest.mark.parametrize("subject", [">", "evt.>", "cmd.>", "_INBOX_sys.>", "$SYS.ACCOUNT.>"])
 async def test_the_gate_hears_nothing_but_who_wants_in(world: World, subject: str) -> None:
     async with world.named("gate") as seat:

@@ -113,6 +113,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         if key is None:
             raise RefusedError("key_missing", field="Idempotency-Key")
         district = caller.one(of)
+        if desks.register.districts and district not in desks.register.districts:
+            raise RefusedError("unknown_district", district=district)  # nobody will ever lead it
         token = bearer(request.headers.get("authorization"))
         id = derived_id("command", caller.id, district, verb, key, orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         body = orjson.dumps({"id": id, "token": token, "data": data})

@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
@@ -22,7 +23,7 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-EXAMPLES = 25
+EXAMPLES = 10
 ENDLESS = ("/v1/stream",)
 """What does not end; `tests/dispatch/test_streaming.py` is about it."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -56,6 +57,8 @@ def test_a_service_answers_as_its_document_says(office: Office, service: str) ->
 
             try:
                 check()
+            except Unsatisfiable:  # nothing is wrong for it
+                continue
             except Exception as why:  # each operation has its say
                 failures.append(f"{operation.label} ({mode.value}): {why}")
     assert not failures, "\n\n".join(failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from math import ceil
 
@@ -82,6 +83,7 @@ class Limits:
             del held[whose]
 
 
+@lru_cache(4096)
 def network(host: str) -> str:
     """Whose requests are counted together: an IPv4 address, or an IPv6 network of which one subscriber has all."""
     try:

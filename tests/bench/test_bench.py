@@ -16,7 +16,7 @@ KEYS = {"name", "value", "limit", "ratio", "unit", "runs", "min", "max"}
 def test_a_quick_run_prints_and_writes_a_report_with_every_key(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "pipe", "commit", "--quick", "--json", "--report", str(report)],
+        [sys.executable, "-m", "tests.bench", "pipe", "commit", "auth", "--quick", "--json", "--report", str(report)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -26,7 +26,9 @@ def test_a_quick_run_prints_and_writes_a_report_with_every_key(tmp_path: Path) -
     assert ran.returncode == 0, ran.stderr[-3000:]
     rows = json.loads(ran.stdout)
     assert rows == json.loads(report.read_text())
-    assert {row["name"] for row in rows} == {"pipe", "commit small", "commit large"}
+    assert {row["name"] for row in rows} == {
+        "pipe", "commit small", "commit large", "auth token", "auth cached", "auth request", "auth bounds",
+    }  # fmt: skip
     for row in rows:
         assert row.keys() >= KEYS
         assert row["value"] > 0 < row["limit"]

@@ -144,3 +144,14 @@ async def test_the_ledger_answers_who_asked(nats_server: NatsServer, identities:
     with pytest.raises((NatsError, NatsTimeoutError)):
         await intake.request("qry.420106.ledger.case", b"", timeout=1)
     await intake.close()
+
+
+def test_a_folder_from_before_short_replies_gets_their_key_and_keeps_the_others(tmp_path: Path) -> None:
+    before = Identities.open(tmp_path / "secrets")
+    (own, replies) = json.loads(before.jwks_file.read_text())["keys"]
+    assert ("iss" in own, replies["iss"]) == (False, "paidan-replies")
+    before.jwks_file.write_text(json.dumps({"keys": [own]}))
+    assert json.loads(Identities.open(tmp_path / "secrets").jwks_file.read_text())["keys"] == [own, replies]
+    stamp = before.jwks_file.stat().st_mtime_ns
+    Identities.open(tmp_path / "secrets")
+    assert before.jwks_file.stat().st_mtime_ns == stamp

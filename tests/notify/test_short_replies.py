@@ -27,7 +27,7 @@ from tests.system.world import launched
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-DISTRICT = "420106"
+DISTRICT, NEIGHBOUR = "420106", "420107"
 LI, WANG = "m-li", "m-wang"
 LI_PHONE, WANG_PHONE = "13900000001", "13900000002"
 NAME, PHONE, TEXT = "常桂芳", "199 0000 1009", "三楼常家门口的灯坏了"
@@ -36,7 +36,10 @@ SECRET = "the gateway's secret of some length"
 CODE = re.compile(r"“接 ([0-9A-Z]{8})”|“到 ([0-9A-Z]{8})”|“完 ([0-9A-Z]{8})”")
 _LIMIT = {"amount": 8, "unit": "hours"}
 REGISTER: dict[str, Any] = {
-    "districts": [{"district": DISTRICT, "title": {"zh": "武昌区", "en": "Wuchang"}, "office": {"zh": "武昌区网格办", "en": "Wuchang office"}}],
+    "districts": [
+        {"district": code, "title": {"zh": f"{zh}区", "en": en}, "office": {"zh": f"{zh}区网格办", "en": f"{en} office"}}
+        for code, zh, en in ((DISTRICT, "武昌", "Wuchang"), (NEIGHBOUR, "青山", "Qingshan"))
+    ],
     "areas": [
         {
             "area": "oujing", "title": {"zh": "欧景苑", "en": "Oujing"}, "level": "grid", "valid_from": "2024-01-01", "located_in": DISTRICT,
@@ -51,9 +54,10 @@ REGISTER: dict[str, Any] = {
     ],
     "policies": [
         {
-            "district": DISTRICT, "version": 1, "calendar": "always", "waves": 3, "weights": {"workload": 1},
+            "district": code, "version": 1, "calendar": "always", "waves": 3, "weights": {"workload": 1},
             "offer": {"amount": 30, "unit": "minutes"}, "close_after": _LIMIT,
         }
+        for code in (DISTRICT, NEIGHBOUR)
     ],
 }  # fmt: skip
 
@@ -137,6 +141,23 @@ class Town:
         assert answer.status_code == 200, answer.text
         said: dict[str, Any] = answer.json()
         return said
+
+    async def command(self, path: str, body: dict[str, Any], district: str = DISTRICT) -> None:
+        """A dispatcher's command."""
+        token = self.stack.token("dispatcher", district=district)
+        answer = await self.http.post(
+            self.stack.urls["dispatch"] + path,
+            json=body,
+            headers={"Authorization": f"Bearer {token}", "Idempotency-Key": new_id()},
+        )
+        assert answer.status_code == 200, answer.text
+
+    async def task(self, request: str) -> str:
+        """The task of a request."""
+        headers = {"Authorization": f"Bearer {self.stack.token('dispatcher', district=DISTRICT)}"}
+        said = await self.http.get(self.stack.urls["dispatch"] + "/v1/tasks?limit=1000", headers=headers)
+        found: str = next(task["id"] for task in said.json()["tasks"] if task["request"] == request)
+        return found
 
     async def facts(self, request: str) -> list[dict[str, Any]]:
         """The facts of a case, oldest first."""
@@ -287,22 +308,9 @@ async def test_the_code_decides_who_acts_not_the_number_it_comes_from(town: Town
 async def test_what_somebody_else_has_taken_is_refused_in_words_and_uses_nothing_up(town: Town) -> None:
     asked = await town.ask()
     number, code = await town.offered()
-    tasks = await town.http.get(
-        f"{town.stack.urls['dispatch']}/v1/tasks?limit=1000",
-        headers={"Authorization": f"Bearer {town.stack.token('dispatcher', district=DISTRICT)}"},
-    )
-    task = next(task["id"] for task in tasks.json()["tasks"] if task["request"] == asked["id"])
-    other = WANG if number == LI_PHONE else LI
+    task, other = await town.task(asked["id"]), WANG if number == LI_PHONE else LI
     for verb in ("offer", "accept"):
-        answer = await town.http.post(
-            f"{town.stack.urls['dispatch']}/v1/tasks/{task}/{verb}",
-            json={"member": other},
-            headers={
-                "Authorization": f"Bearer {town.stack.token('dispatcher', district=DISTRICT)}",
-                "Idempotency-Key": new_id(),
-            },
-        )
-        assert answer.status_code == 200, answer.text
+        await town.command(f"/v1/tasks/{task}/{verb}", {"member": other})
     refused = await town.said(f"接 {code}", number)
     assert refused["code"] == "already_taken"
     assert "您无需处理" in refused["reply"]
@@ -336,6 +344,26 @@ async def test_what_is_not_understood_or_no_code_is_said_so(town: Town) -> None:
     for code in ("00000000", "x", "%E6%8E%A5"):
         page = await town.http.get(f"{town.stack.urls['notify']}/r/{code}")
         assert (page.status_code, "回复码无效" in page.text) == (404, True)
+
+
+async def test_when_it_is_handed_over_everybody_hears_whose_it_is_now(town: Town) -> None:
+    watch = "13900000007"
+    bus = await town.stack.connect("dispatch")
+    contact = {"channels": ["phone"], "phone": watch, "language": "zh-CN", "quiet": [0, 0]}
+    await bus.put(f"$KV.CONTACTS.{NEIGHBOUR}.m-supervisor-{NEIGHBOUR}", json.dumps(contact).encode())
+    await bus.drain()
+    asked = await town.ask(contact={"name": NAME, "phone": PHONE})
+    await town.heard(PHONE.replace(" ", ""), "已由武昌区网格办受理")
+    number, code = await town.offered()
+    task = await town.task(asked["id"])
+    await town.command(f"/v1/tasks/{task}/hand-over", {"to": NEIGHBOUR, "reason": "wrong_place", "grant": True})
+    await town.heard(watch, "待签收：路灯不亮")
+    offered = next(fact for fact in await town.facts(asked["id"]) if fact["type"].endswith("handover.offered.v1"))
+    await town.command(f"/v1/handovers/{offered['data']['handover_id']}/sign", {}, NEIGHBOUR)
+    await town.heard(PHONE.replace(" ", ""), "现由青山区网格办负责办理")
+    await town.heard(number, "您无需处理")
+    assert (await town.said(f"接 {code}", number))["code"] == "code_expired"
+    town.turn()
 
 
 async def test_a_messenger_that_dies_between_the_command_and_its_record_loses_nothing(town: Town) -> None:

@@ -1,6 +1,7 @@
 """Identities are made once, for their owner's eyes, and give each service the least it needs."""
 
 import asyncio
+import json
 import stat
 from datetime import timedelta
 from pathlib import Path

@@ -358,7 +358,11 @@ class Stack:
             return
         if self.nats is None:
             scheme = "https" if self.tls else "http"
-            pages = {f"{scheme}://{address(h, c.port)}" for c in self.children for h in (self.host, HOST, "localhost")}
+            pages = {
+                f"{scheme}://{address(h, c.port)}"
+                for c in self.children
+                for h in (self.host, HOST, "localhost", *self.names)
+            }
             websocket_port = self.http_port + len(self.children) if self.http_port else free_port()
             require_free_port(websocket_port, "WebSocket")
             self.nats = NatsServer(

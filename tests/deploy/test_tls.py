@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx2
 import pymongo
 import pytest
@@ -25,6 +26,8 @@ from shared.bus import Bus
 from shared.errors import UnavailableError
 from shared.serving import serve
 from shared.settings import ServiceSettings
+
+PAGE = "https://desk.example.org"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,8 @@ def test_what_is_no_name_is_said(tmp_path: Path) -> None:
 def nats(
     tmp_path_factory: pytest.TempPathFactory, identities: Identities, certificates: Certificates
 ) -> Iterator[NatsServer]:
-    with NatsServer(tmp_path_factory.mktemp("nats-tls"), identities, certificates=certificates) as server:
+    data, origins = tmp_path_factory.mktemp("nats-tls"), [PAGE]
+    with NatsServer(data, identities, certificates=certificates, websocket_port=free_port(), origins=origins) as server:
         yield server
 
 
@@ -137,6 +141,24 @@ async def test_a_greeting_in_the_clear_does_not_talk_a_client_out_of_tls(
 ) -> None:
     said = await _not_on_the_bus(fresh_nats.url, identities, certificates.ca_file)
     assert "SSL" in said
+
+
+async def test_browsers_reach_the_bus_by_tls_and_by_nothing_else(
+    nats: NatsServer, certificates: Certificates, foreign: Certificates
+) -> None:
+    async def greeting(url: str, ca_file: Path) -> bytes:
+        trust = ssl.create_default_context(cafile=ca_file)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, ssl=trust, headers={"Origin": PAGE}, timeout=aiohttp.ClientWSTimeout(5)) as socket,
+        ):
+            return await socket.receive_bytes(timeout=5)
+
+    assert (await greeting(nats.websocket_url, certificates.ca_file)).startswith(b"INFO ")
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await greeting(nats.websocket_url, foreign.ca_file)
+    with pytest.raises(aiohttp.ClientError):
+        await greeting(nats.websocket_url.replace("wss:", "ws:"), certificates.ca_file)
 
 
 def test_the_bus_takes_no_tls_below_1_3(nats: NatsServer, certificates: Certificates) -> None:

@@ -19,9 +19,13 @@ from services.dispatch.streaming import LiveTail
 from shared.auth import Doorkeeper
 from shared.bus import Bus, Request
 from shared.errors import BusError, RefusedError
+from shared.limiting import Spacing
 from shared.problems import problem, said
 
 EVENTS_MAX = 200
+APART_S = 0.05
+HELD_MOST_S = 3.0
+"""Questions of one district begin so far apart; those that would wait longer are not answered."""
 AT_ONCE_MAX = 16
 """Of one district; an office that asks more does not keep the others waiting."""
 
@@ -52,6 +56,7 @@ class CatchingUp:
         self._doorkeeper = doorkeeper
         self._answering: set[asyncio.Task[None]] = set()
         self._busy: Counter[str] = Counter()
+        self._spacing = Spacing(APART_S, HELD_MOST_S)
 
     async def run(self, until: asyncio.Event) -> None:
         """Answer until told to stop, and finish what is under way."""
@@ -69,15 +74,19 @@ class CatchingUp:
     async def _take(self, request: Request) -> None:
         """Start on a question; the next one does not wait for it."""
         _, district, _, what = request.subject.split(".")
+        wait_s = self._desks.turn_s(self._spacing, district)
+        if wait_s >= HELD_MOST_S:
+            return
+        task = asyncio.create_task(self._answer(district, what, request, wait_s))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, district: str, what: str, request: Request, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
         if self._busy[district] >= AT_ONCE_MAX:
             await request.answer(_refused(RefusedError("too_many", retry_after=1)))
             return
         self._busy[district] += 1
-        task = asyncio.create_task(self._answer(district, what, request))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, district: str, what: str, request: Request) -> None:
         try:
             answer = await self._page(district, what, request.data)
         except RefusedError as why:

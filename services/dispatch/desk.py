@@ -8,6 +8,7 @@ repeats the same command id until somebody leads.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -20,11 +21,16 @@ from shared.bus import Bus, Request, Subscription
 from shared.envelope import decode
 from shared.errors import FencedError, MalformedError, RefusedError, UnavailableError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
+from shared.limiting import Spacing
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
 from shared.register import Register, evolve
 from shared.telemetry import logger
 from shared.turns import Command, Rules, Turns
+
+APART_S = 0.01
+HELD_MOST_S = 1.0
+"""Commands of one district begin so far apart; those that would wait longer are not answered: one office's flood is not the others'."""
 
 
 def inputs(district: str) -> tuple[str, ...]:
@@ -82,6 +88,7 @@ class Desks:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
+        self._spacing = Spacing(APART_S, HELD_MOST_S)
         self.desks: dict[str, Turns[Desk]] = {}
         self.register = Register()
         """As the bus has it, whoever leads: what a desk that stands by has not folded yet is in it."""
@@ -96,6 +103,11 @@ class Desks:
         """The open tasks that a member was ever asked about, in a district or (`*`) anywhere."""
         desks = (turns for code, turns in self.desks.items() if district in (code, EVERYWHERE))
         return {task.id for turns in desks for task in turns.state.tasks.values() if member in task.tried}
+
+    def turn_s(self, spacing: Spacing, district: str) -> float:
+        """How long something that a district asks over the bus waits for its turn; trusted districts do not wait."""
+        served = self.register.districts.get(district)
+        return spacing.wait_s(district, monotonic()) if served is None or served.rate_limited else 0.0
 
     @property
     def failed(self) -> dict[str, str]:
@@ -158,11 +170,15 @@ class Desks:
         turns = self.desks.get(district)
         if turns is None or not turns.leading:
             return
-        task = asyncio.create_task(self._answer(turns, district, verb, request))
+        wait_s = self.turn_s(self._spacing, district)
+        if wait_s >= HELD_MOST_S:
+            return  # whoever asked asks again with the same id, later
+        task = asyncio.create_task(self._answer(turns, district, verb, request, wait_s))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
+    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
         try:
             command = await self._command(district, verb, request)
             if isinstance(command.what, commands.Erase):

@@ -35,8 +35,8 @@ SEALED = "SEALED"
 PAUSE_S = 0.05
 PAUSE_MAX_S = 0.5
 RETRY_AFTER_S = 5
-APART_S = 0.04
-HELD_MOST_S = 3.0
+APART_S = 0.06
+HELD_MOST_S = 4.0
 """What comes for one district is taken, or refused, so far apart and is held back so long at most: else many at once, each back as
 soon as it is answered, keep intake and what follows it from the other districts."""
 URGENT = 2

@@ -1,9 +1,10 @@
 """
 One office floods; how long another's request takes from being submitted (HTTP) to its offer on the staff stream: p99, side by side.
 
-Windows alternate: quiet, the first office at its quota, quiet, the same office far beyond it. `python -m tests.bench.flood HOST PORT
-SECONDS CONNECTIONS PER_S SEED` is the flood, a process of its own: so many connections, each asking again as soon as it is
-answered, or, with PER_S above 0, so many requests a second in all.
+Windows alternate: quiet, the first office at its quota, quiet, the same office far beyond it, quiet, and its app asking over the bus
+without end. `python -m tests.bench.flood URL SECONDS ASKERS PER_S SEED` is the flood, a process of its own: so many askers, each
+asking again as soon as it is answered, or, with PER_S above 0, so many requests a second in all. SEED is the app's file for a URL of
+the bus.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from deploy import admitting
+from deploy.running import Running
 from deploy.stack import Stack
+from shared.bus import Bus
+from shared.errors import UnavailableError
+from shared.ids import new_id
 from tests.bench.ground import AREAS, SIDE, SOUTH, WEST, document
-from tests.bench.harness import ROOT, Row, Workshop, percentile
+from tests.bench.harness import ROOT, Row, Workshop, percentile, until
 from tests.bench.latency import stream
 from tests.bench.load import TEXTS
 from tests.bench.pipe import enrol
@@ -47,22 +53,25 @@ WORSE_MS = 5.0
 async def run(workshop: Workshop) -> list[Row]:
     """Quiet and flooded windows in turns."""
     rounds, many = workshop.size(4, 1), workshop.size(90, 10)
-    took: dict[str, list[list[float]]] = {"quiet": [], "at its quota": [], "beyond its quota": []}
+    took: dict[str, list[list[float]]] = {"quiet": [], "at its quota": [], "beyond its quota": [], "over the bus": []}
     answered: dict[str, Counter[str]] = {kind: Counter() for kind in took}
     async with offices(workshop.folder / "flood") as stack:
+        app = await app_of(stack, FLOODING)
         token = stack.token("dispatcher", district=QUIET)
         async with stream(stack.urls["dispatch"], token) as offers:
             quiet = Quiet(stack.urls["intake"], offers)
             await quiet.window(workshop.size(40, 5))
             for n in range(rounds):
-                for kind, connections, per_s in (
-                    ("quiet", 0, 0),
-                    ("at its quota", 4, QUOTA_PER_S),
-                    ("quiet", 0, 0),
-                    ("beyond its quota", CONNECTIONS, 0),
+                for kind, url, askers, per_s, seed in (
+                    ("quiet", "", 0, 0, ""),
+                    ("at its quota", stack.urls["intake"], 4, QUOTA_PER_S, str(n)),
+                    ("quiet", "", 0, 0, ""),
+                    ("beyond its quota", stack.urls["intake"], CONNECTIONS, 0, str(n)),
+                    ("quiet", "", 0, 0, ""),
+                    ("over the bus", stack.bus_url, CONNECTIONS, 0, app),
                 ):
                     seconds = many * EVERY_S + 1
-                    async with flood(stack.urls["intake"], seconds, connections, per_s, n) as statuses:
+                    async with flood(url, seconds, askers, per_s, seed) as statuses:
                         took[kind].append(await quiet.window(many))
                     answered[kind] += statuses
                     p50, p99 = (percentile(took[kind][-1], share) for share in (0.5, 0.99))
@@ -154,16 +163,14 @@ class Quiet:
 
 
 @asynccontextmanager
-async def flood(url: str, seconds: float, connections: int, per_s: float, seed: int) -> AsyncIterator[Counter[str]]:
-    """Flood while inside; what the flood was answered is there afterwards. No connections: no flood."""
+async def flood(url: str, seconds: float, askers: int, per_s: float, seed: str) -> AsyncIterator[Counter[str]]:
+    """Flood while inside; what the flood was answered is there afterwards. No askers: no flood."""
     statuses: Counter[str] = Counter()
-    if not connections:
+    if not askers:
         yield statuses
         return
-    place = urlsplit(url)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.flood", str(place.hostname), str(place.port)),
-        *(str(seconds), str(connections), str(per_s), str(seed)),
+        *(sys.executable, "-m", "tests.bench.flood", url, str(seconds), str(askers), str(per_s), seed),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -186,7 +193,58 @@ def _body(district: str, chance: random.Random) -> bytes:
     return json.dumps(body, ensure_ascii=False).encode()
 
 
-async def _flood(host: str, port: int, seconds: float, connections: int, per_s: float, seed: int) -> Counter[str]:
+async def app_of(stack: Stack, district: str) -> str:
+    """Let an app of this office in; the file of its seed."""
+    await admitting.add(Running.find(stack.data), district, "flood", people=None, why="bench")
+    file = stack.identities.office_file(district, "flood")
+
+    async def let_in() -> bool:
+        try:
+            await (await Bus.connect(stack.bus_url, name="flood", seed=file.read_text(), deadline_s=1)).drain()
+        except UnavailableError:
+            return False
+        return True
+
+    await until("the office's app is let in", let_in, 30)
+    return str(file)
+
+
+async def _flood_bus(url: str, seconds: float, askers: int, seed_file: str) -> Counter[str]:
+    """Accept what is not there and ask for all there ever was, in turns."""
+    statuses: Counter[str] = Counter()
+    ends = time.monotonic() + seconds
+    bus = await Bus.connect(url, name="flood", seed=Path(seed_file).read_text())
+
+    async def one() -> None:
+        for n in count():
+            if time.monotonic() >= ends:
+                return
+            subject, body = (
+                (f"cmd.{FLOODING}.desk.accept", {"id": new_id(), "token": "none", "data": {}}),
+                (f"qry.{FLOODING}.desk.events", {"after": 0}),
+            )[n % 2]
+            try:
+                answer = json.loads(await bus.request(subject, json.dumps(body).encode()))
+                statuses[answer.get("problem", {}).get("code", "answered")] += 1
+            except UnavailableError:
+                statuses["no answer"] += 1
+
+    _begun()
+    await asyncio.gather(*(one() for _ in range(askers)))
+    await bus.drain()
+    return statuses
+
+
+def _begun() -> None:
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
+
+
+async def _flood(url: str, seconds: float, askers: int, per_s: float, seed: str) -> Counter[str]:
+    place = urlsplit(url)
+    if place.scheme in ("nats", "tls"):
+        return await _flood_bus(url, seconds, askers, seed)
+    host, port = str(place.hostname), place.port
     statuses: Counter[str] = Counter()
     ends = time.monotonic() + seconds
     due = time.monotonic()
@@ -214,16 +272,15 @@ async def _flood(host: str, port: int, seconds: float, connections: int, per_s: 
                 statuses["closed"] += 1
                 reader, writer = await asyncio.open_connection(host, port)
 
-    sys.stdout.write("begun\n")
-    sys.stdout.flush()
-    await asyncio.gather(*(one(number) for number in range(connections)))
+    _begun()
+    await asyncio.gather(*(one(number) for number in range(askers)))
     return statuses
 
 
 def main() -> None:
     """Flood, and print how often each status came."""
-    host, port, seconds, connections, per_s, seed = sys.argv[1:7]
-    statuses = uvloop.run(_flood(host, int(port), float(seconds), int(connections), float(per_s), int(seed)))
+    url, seconds, askers, per_s, seed = sys.argv[1:6]
+    statuses = uvloop.run(_flood(url, float(seconds), int(askers), float(per_s), seed))
     print(json.dumps(statuses))
 
 

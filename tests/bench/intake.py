@@ -79,6 +79,7 @@ def _environment(workshop: Workshop, server: NatsServer, port: int) -> dict[str,
         # The district is outside the rate limit by the register; should that ever change, the bucket is deep.
         "PAIDAN_RATE_PER_S": "1000000",
         "PAIDAN_RATE_BURST": "1000000",
+        "PAIDAN_HTTP_RATE_PER_S": "0",
     }
 
 

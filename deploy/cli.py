@@ -469,6 +469,7 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
     district = next(iter(districts), "*")
     of_member = ["token", "--role", "member", "--district", "420106", "--sub", "m-wc03", "--data", str(stack.data)]
     urls = stack.urls
+    buses = {"NATS_URL": stack.bus_url, "NATS_WS_URL": stack.websocket_url}
     logins = {
         "DISPATCHER": stack.token("dispatcher", district=district),
         "AUDITOR": stack.token("auditor"),
@@ -483,6 +484,7 @@ def _welcome(stack: "Stack", districts: list[str]) -> list[str]:
         "",
         "地址与登录令牌（12 小时有效）：复制到另一个终端 / addresses and logins for 12 hours: paste into another terminal",
         *(f"  export {service.upper()}={url}" for service, url in urls.items()),
+        *(f"  export {name}={url}" for name, url in buses.items() if url),
         *(f"  export {name}={token}" for name, token in logins.items()),
         *([f"  export CURL_CA_BUNDLE={shlex.quote(str(stack.ca_file))}"] if stack.ca_file else []),
         f"  export MEMBER=$({shlex.join([_as_started(sys.argv[0]), *of_member])})",

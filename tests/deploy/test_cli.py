@@ -63,7 +63,9 @@ def test_what_up_says_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = tmp_path / "my data"
     Identities.open(data / "secrets")
     urls = {service: f"http://127.0.0.1:{8420 + n}" for n, service in enumerate(("intake", "dispatch", "ledger"))}
-    stack: Any = SimpleNamespace(urls=urls, bus_url="nats://x", data=data, token=lambda *_, **__: "t", ca_file=None)
+    stack: Any = SimpleNamespace(
+        urls=urls, bus_url="nats://x", websocket_url="ws://x", data=data, token=lambda *_, **__: "t", ca_file=None
+    )
     lines = _welcome(stack, ["420106"])
     said = "\n".join(lines)
     assert "$RANDOM" not in said

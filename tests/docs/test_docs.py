@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy import access
+from deploy.cli import DEFAULT_DATA, PEOPLES_PACE
 from deploy.stack import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -90,13 +91,18 @@ async def test_every_block_that_is_marked_to_run_runs(tmp_path: Path) -> None:
     blocks = dict(runnable())
     assert blocks
     register = json.loads((ROOT / "deploy/demo/register.json").read_bytes())
-    async with Stack(tmp_path / "stack") as stack:
+    for policy in register["policies"]:
+        policy.update(PEOPLES_PACE)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    async with Stack(tmp_path / DEFAULT_DATA) as stack:
         await stack.apply_register(register)
         await stack.wait_until_ready()
         await stack.enrol((ROOT / "deploy/demo/members.csv").read_bytes(), "420106")
         environment = {
             **os.environ,
+            "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
             **{service.upper(): url for service, url in stack.urls.items()},
+            "NATS_URL": stack.bus_url,
             "DISPATCHER": stack.token("dispatcher", district="420106"),
             "AUDITOR": stack.token("auditor"),
             "ADMIN": stack.token("admin"),

@@ -1,6 +1,7 @@
 """The stack keeps the bus to the register and the gate alive, and offices do not notice either."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,9 @@ async def within(limit_s: float, done: Callable[[], object]) -> None:
 
 
 async def test_who_is_in_the_register_is_let_in_at_once_and_who_is_not_is_out(bare: Stack) -> None:
+    assert bare.nats
+    assert f'"{bare.urls["gate"]}"' in bare.nats.config_file.read_text()  # its own pages may use the bus
+    assert json.loads(bare.addresses_file.read_text())["websocket_url"] == bare.websocket_url
     await apply(bare, DISTRICT, let_in(bare, WUCHANG, "board"), more=True)
     await asyncio.sleep(0.3)
     assert not await comes_in(bare)  # half a document is no register

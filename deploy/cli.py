@@ -43,17 +43,28 @@ members_app = typer.Typer(help="网格员与志愿者 / grid members and volunte
 contact_app = typer.Typer(help="联系方式 / how people are reached", no_args_is_help=True)
 ledger_app = typer.Typer(help="账本 / the ledger", no_args_is_help=True)
 office_app = typer.Typer(help="各区在总线上的账户 / the offices' accounts on the bus", no_args_is_help=True)
+person_app = typer.Typer(help="个人信息：查找、查看、删除 / people's data: find, open, erase", no_args_is_help=True)
+keys_app = typer.Typer(help="包裹钥匙的主密钥 / what wraps the keys", no_args_is_help=True)
 app.add_typer(bus_app, name="bus")
 app.add_typer(office_app, name="office")
 app.add_typer(register_app, name="register")
 app.add_typer(members_app, name="members")
 app.add_typer(contact_app, name="contact")
+app.add_typer(person_app, name="person")
+app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 
 Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]
 Why = Annotated[str, typer.Option(help="缘由，记入账本，勿写个人信息 / why, for the ledger; nothing personal")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="只检查，不改动 / check only, change nothing")]
+OfRequest = Annotated[str | None, typer.Option("--request", help="诉求编号 / one of their requests")]
+OfContact = Annotated[
+    str | None, typer.Option("--contact", help="- 为询问，或含号码的文件 / - asks, or a file with it")
+]
+OneDistrict = Annotated[
+    str | None, typer.Option("--district", help="行政区代码，缺省为全部 / a district's code; else all")
+]
 T = TypeVar("T")
 DEFAULT_DATA = Path(".paidan")
 OPERATOR = "operator"
@@ -353,6 +364,118 @@ def contact_set(
         _print_json({"id": kept.id, "district": kept.district, "channels": kept.channels, "sequence": sequence})
     else:
         print(f"{kept.id}：{' → '.join(kept.channels)}")
+
+
+@person_app.command(name="find")
+def person_find(
+    request: OfRequest = None,
+    contact: OfContact = None,
+    district: OneDistrict = None,
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """查找一个人的诉求，不显示内容 / somebody's requests, without what is in them."""
+    from deploy import people
+    from deploy.running import Running
+
+    found = people.find(Running.find(data), people.sought(request, contact), district)
+    if json_output:
+        _print_json({"people": found})
+    else:
+        print("\n".join(_of_people(found)) or "没有找到 / nothing is stored")
+
+
+@person_app.command(name="disclose")
+def person_disclose(
+    request: Annotated[str, typer.Argument(help="诉求编号 / the request's id")],
+    why: Annotated[str, typer.Option(help="contact visit understand verify call_back review appeal")],
+    district: Annotated[str, typer.Option(help="负责的行政区代码 / the responsible district's code")],
+    parts: Annotated[str, typer.Option(help="内容 / which")] = "contact text address",
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """查看个人信息，先记入账本 / read what is personal; on record first."""
+    from deploy import people
+    from deploy.running import Running
+
+    answer = people.disclose(Running.find(data), request, district, why, parts.split())
+    if json_output:
+        _print_json(answer)
+    else:
+        for part, value in answer["parts"].items():
+            print(f"{part}：{json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value}")
+
+
+@person_app.command(name="erase")
+def person_erase(
+    request: OfRequest = None,
+    contact: OfContact = None,
+    member: Annotated[str | None, typer.Option(help="人员代号 / a member, m-…; needs --district")] = None,
+    district: OneDistrict = None,
+    yes: Annotated[bool, typer.Option("--yes", help="确认，不可恢复 / yes: it cannot be undone")] = False,
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """删除一个人的个人信息，不可恢复 / forget somebody, for good."""
+    from deploy import people
+    from deploy.running import Running
+
+    if not (yes or dry_run):
+        raise SetupError(
+            Said("删除不可恢复", "what is erased cannot be brought back"),
+            Said("请先用 --dry-run 查看，再加 --yes", "look with --dry-run first, then say --yes"),
+        )
+    stack = Running.find(data)
+    if member is not None:
+        if district is None or request or contact:
+            raise SetupError(
+                Said("--member 须与 --district 同用", "--member goes with --district and nothing else"),
+                Said("例如 --member m-wc03 --district 420106", "as in --member m-wc03 --district 420106"),
+            )
+        answer: dict[str, Any] = {"member": member} if dry_run else people.erase_member(stack, member, district)
+        said = f"{member}：{'将删除联系方式 / would be forgotten' if dry_run else '已删除 / forgotten'}"
+    else:
+        answer = people.erase(stack, people.sought(request, contact), district, dry_run=dry_run)
+        done = "将删除 / would be erased" if dry_run else "已删除 / erased"
+        said = "\n".join(
+            [*_of_people(answer["people"]), done] if answer["people"] else ["没有找到 / nothing is stored"]
+        )
+    if json_output:
+        _print_json({**answer, "dry_run": dry_run})
+    else:
+        print(said)
+
+
+def _of_people(found: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{one['district']}  {one['kid']}  {asked['id']}  {asked['state'] or '—'}"
+        for one in found
+        for asked in one["requests"]
+    ]
+
+
+@keys_app.command(name="rotate")
+def keys_rotate(
+    district: OneDistrict = None,
+    why: Why = "",
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """更换主密钥并重新包裹，可中断后再来 / new secret, keys wrapped anew; may be broken off."""
+    from deploy import people
+    from deploy.running import Running
+
+    def say(line: str) -> None:
+        if not json_output:
+            print(line, flush=True)
+
+    answer = people.rotate(Running.find(data), district, why, dry_run=dry_run, say=say)
+    if json_output:
+        _print_json(answer)
+    else:
+        print(_counts(answer))
 
 
 @ledger_app.command(name="rebuild")

@@ -122,16 +122,18 @@ class Running:
         params: Mapping[str, str] | None = None,
         media_type: str = "application/json",
         key: str | None = None,
+        district: str = "*",
     ) -> dict[str, Any]:
         """
-        POST to one of the services as somebody with these roles in every district; what it answers.
+        POST to one of the services as somebody with these roles; what it answers.
 
         Args:
+            district: where they have them.
             key: the Idempotency-Key.
         Raises:
             SetupError: it refused, with its words, or did not answer.
         """
-        headers = {"Authorization": f"Bearer {self.token(*roles)}", "Content-Type": media_type}
+        headers = {"Authorization": f"Bearer {self.token(*roles, district=district)}", "Content-Type": media_type}
         if key:
             headers["Idempotency-Key"] = key
         url = f"{self.urls[service]}{path}"

@@ -32,9 +32,10 @@ COMMANDS = [
     ("register", "apply"),
     ("members", "import"),
     ("contact", "set"),
+    *(("person", "find"), ("person", "disclose"), ("person", "erase"), ("keys", "rotate")),
     ("ledger", "rebuild"),
 ]
-GROUPS = [(), ("bus",), ("register",), ("members",), ("contact",), ("ledger",)]
+GROUPS = [(), ("bus",), ("register",), ("members",), ("contact",), ("person",), ("keys",), ("ledger",)]
 
 
 @pytest.mark.parametrize("command", [(), *COMMANDS], ids=" ".join)

@@ -1,0 +1,1 @@
+"""Who must not get in, and what must not get out."""

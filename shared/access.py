@@ -134,7 +134,7 @@ async def admitted(request: Request, token: str | None) -> Caller:
             with suppress(RefusedError):
                 admission.misses.take(address, monotonic())
         raise
-    admission.callers.take(f"{caller.issuer} {caller.id}", monotonic())
+    admission.callers.take(f"{caller.issuer} {caller.district} {caller.id}", monotonic())
     return caller
 
 

@@ -321,13 +321,11 @@ def _own(path: Path) -> list[tuple[Issuer, Source]]:
 
 def _by_issuer(document: Any) -> Mapping[str, Keys]:
     read_keys(document)  # raises where it is none
-    issuers = {entry.get("iss", ISSUER) for entry in document["keys"] if isinstance(entry, dict)}
-    return {
-        issuer: read_keys(
-            {"keys": [e for e in document["keys"] if isinstance(e, dict) and e.get("iss", ISSUER) == issuer]}
-        )
-        for issuer in issuers
-    }
+    entries: dict[str, list[Any]] = {}
+    for entry in document["keys"]:
+        if isinstance(entry, dict):
+            entries.setdefault(str(entry.get("iss", ISSUER)), []).append(entry)
+    return {issuer: read_keys({"keys": theirs}) for issuer, theirs in entries.items()}
 
 
 def _revocations(document: Any) -> Mapping[str, float]:

@@ -184,6 +184,7 @@ async def serve(app: FastAPI, settings: ServiceSettings, *, until: asyncio.Event
         host=settings.http_host,
         port=settings.http_port,
         http=bounded(connections),
+        ws="none",
         ssl_certfile=settings.tls_file,
         log_config=None,
         access_log=False,

@@ -281,6 +281,17 @@ async def test_an_issuers_keys_are_found_by_its_discovery_document(mine: Identit
     assert issuer.asked == 1
 
 
+async def test_issuers_are_named_in_the_environment(
+    mine: Identities, issuer: OidcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAIDAN_JWKS_FILE", str(mine.jwks_file))
+    monkeypatch.setenv("PAIDAN_OIDC", json.dumps([{"issuer": issuer.url, "districts": ["420106"], "may": ["member"]}]))
+    door = Doorkeeper.of(ServiceSettings())
+    assert (await door.admit(issuer.token(roles=["member", "admin"]))).roles == {"member"}
+    assert (await door.admit(signed(mine))).id == "m-li"
+    await refused(door, issuer.token(district="420107"))
+
+
 async def test_keys_rotate_and_the_old_one_opens_nothing_more(issuer: OidcServer) -> None:
     door, old = opened(issuer), issuer.token()
     assert (await door.admit(old)).id == "staff-9"

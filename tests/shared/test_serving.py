@@ -234,6 +234,13 @@ async def test_what_is_no_http_is_told_so_as_a_problem(served: Served) -> None:
         assert b"application/problem+json" in said
 
 
+async def test_nobody_gets_another_protocol_by_asking_for_it(served: Served) -> None:
+    async with served() as (http, _):
+        for upgrade in ({"Upgrade": "websocket", "Sec-WebSocket-Key": "x" * 24}, {"Upgrade": "h2c"}):
+            answer = await http.get("/who", headers={"Connection": "Upgrade", **upgrade})
+            assert (answer.status_code, answer.json()) == (200, "http 127.0.0.1")
+
+
 async def test_a_head_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "HEAD_WITHIN_S", 0.3)
     async with served() as (http, port):

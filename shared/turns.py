@@ -331,7 +331,8 @@ class Turns(Generic[S]):
         self._position = 0
         self._moved = 0
         self._moved_at = 0.0
-        self._hear_first: int | None = None
+        self._hear_to = 0
+        self._heard = False
         self._fold: Fold[S] | None = None
         self._live: S = rules.initial(
             district
@@ -414,7 +415,8 @@ class Turns(Generic[S]):
                 epoch=self._lease.epoch,
                 fence=self._fence,
             )
-            opened, self._hear_first = inputs.opened, None
+            self._hear_to, self._heard = (await self._bus.state()).last, False
+            opened = inputs.opened
             while self._may_lead() and not until.is_set():
                 if inputs.opened != opened:
                     opened = inputs.opened
@@ -555,9 +557,11 @@ class Turns(Generic[S]):
 
         An answer that came in time is heard before the question runs out, however long nobody was there to hear it.
         """
-        if self._hear_first is None and reader is not None and reader.complete:
-            self._hear_first = self._inputs[-1].sequence if self._inputs else 0
-        return self._hear_first is not None and not (self._inputs and self._inputs[0].sequence <= self._hear_first)
+        if self._inputs:
+            self._heard = self._heard or self._inputs[0].sequence > self._hear_to
+        else:
+            self._heard = self._heard or (reader is not None and reader.complete)
+        return self._heard
 
     def _fitting(self, work: int, facts: int) -> int:
         """How much work fits the next batch, judged by this one, so that few turns have to be decided twice."""

@@ -135,12 +135,13 @@ def withdraw(draft: Draft, request: str) -> None:
     if task := draft.desk.task_of(request):
         close(draft, task, "withdrawn")
         take_up(draft, freed(task))
-    coming = (matter for _, matter in sorted(draft.desk.matters.items()) if matter.fact.request_id == request)
-    for matter in coming:
-        if not matter.ours and isinstance(matter.fact, HandoverReceived):
-            handing_over.settle(draft, matter, "withdrawn")
-        elif not matter.ours and isinstance(matter.fact, ConferralReceived):
-            conferring.settle(draft, matter, "withdrawn")
+    coming = [matter for matter in draft.desk.matters.values() if matter.fact.request_id == request]
+    for matter in sorted(coming, key=lambda matter: matter.id):
+        match matter.fact:
+            case HandoverReceived():
+                handing_over.settle(draft, matter, "withdrawn")
+            case ConferralReceived():
+                conferring.settle(draft, matter, "withdrawn")
 
 
 def _on_deadline(desk: Desk, work: Deadline, now: datetime) -> Decision[Desk]:

@@ -132,6 +132,8 @@ class Wanted(NamedTuple):
         return not event.name.startswith("turn.")
 
     def _concerns(self, event: Event, asked: Iterable[str]) -> bool:
+        if event.name.startswith("help."):
+            return self.member in event.members  # who was lent, and is free again
         if not event.name.startswith("task."):
             return False
         return self.member in event.members or (event.task in asked and event.name not in BETWEEN_DESK_AND_ONE)

@@ -12,9 +12,9 @@ import pytest
 from deploy.identities import Identities, issue_token
 from shared.bus import Message
 from shared.envelope import decode
-from shared.facts import DistrictSet, Name, RequestSubmitted
+from shared.facts import DistrictSet, Name, PrecedentSet, RequestSubmitted
 from tests.intake.conftest import World, keyed, until
-from tests.intake.examples import LEAK, OUJING, WUCHANG, applied, envelope, item
+from tests.intake.examples import LEAK, OUJING, QINGSHAN, SINCE, WUCHANG, applied, envelope, item
 
 
 async def test_a_request_is_answered_with_what_was_understood_and_promised(
@@ -122,6 +122,19 @@ async def test_a_repeat_finds_its_request_after_the_area_has_gone_to_another_dis
         assert (await instance.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()["id"] == first.json()["id"]
     assert len(await world.submitted()) == 1
     assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-2"))).json()["district"] == "420107"
+
+
+async def test_what_a_conferral_ruled_is_where_the_next_request_of_its_kind_goes(world: World) -> None:
+    ruled = PrecedentSet(area="oujing", item="repair.leak", owner=QINGSHAN, basis="minutes:1", valid_from=SINCE)
+    await world.apply(ruled)
+    intake = await world.instance()
+    leak = (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).json()
+    assert (leak["district"], leak["area"], leak["item"]) == (QINGSHAN, "oujing", "repair.leak")
+    tree = {**LEAK, "service": "tree"}
+    assert (await intake.post("/v1/requests", json=tree, headers=keyed("k-2"))).json()["district"] == WUCHANG
+    (subject, event), _ = await world.submitted()
+    assert subject.startswith(f"evt.{QINGSHAN}.intake.oujing.")
+    assert b'"districts":"420107,420106"' in event
 
 
 async def test_a_repeat_is_answered_as_the_first_whatever_the_register_says_now(world: World) -> None:

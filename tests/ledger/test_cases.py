@@ -3,10 +3,22 @@
 from services.ledger import cases
 from services.ledger.cases import Case
 from shared.envelope import Envelope
-from shared.facts import RequestRated, TaskAccepted, TaskClosed, TaskDeclined, TaskOffered, TaskUnplaced
+from shared.facts import (
+    HandoverOffered,
+    RequestRated,
+    TaskAccepted,
+    TaskClosed,
+    TaskDeclined,
+    TaskHandedOver,
+    TaskOffered,
+    TaskOpened,
+    TaskUnplaced,
+)
 from shared.ids import derived_id
 from tests.ledger.examples import (
+    DUE,
     LI,
+    NOW,
     QINGSHAN,
     WUCHANG,
     about,
@@ -79,6 +91,57 @@ def test_a_rating_after_the_end_changes_no_state() -> None:
 def test_everybody_who_may_see_one_of_its_facts_may_see_the_case() -> None:
     shared = about(1, offered(1), districts=f"{WUCHANG},{QINGSHAN}")
     assert given(submitted(1), OPENED, shared)["districts"] == [WUCHANG, QINGSHAN]
+
+
+def handed_over(by: str = derived_id("handover"), *, grant: bool = True) -> Envelope:
+    fact = TaskHandedOver(
+        task_id=task_id(1),
+        request_id=request_id(1),
+        round=1,
+        to=QINGSHAN,
+        by=by,
+        new_task_id=derived_id(by, "task"),
+        item="repair.leak",
+        urgency=1,
+        due=DUE,
+        grant=grant,
+    )
+    return about(1, fact, districts=f"{WUCHANG},{QINGSHAN}")
+
+
+def test_it_is_another_offices_from_the_moment_it_is_handed_over_and_not_before() -> None:
+    asked = about(
+        1,
+        HandoverOffered(
+            handover_id=derived_id("handover"),
+            task_id=task_id(1),
+            request_id=request_id(1),
+            round=1,
+            attempt=1,
+            to=QINGSHAN,
+            reason="wrong_place",
+            item="repair.leak",
+            urgency=1,
+            due=DUE,
+            grant=True,
+            until=NOW,
+        ),
+        districts=f"{WUCHANG},{QINGSHAN}",
+    )
+    before = given(submitted(1), OPENED, OFFERED, ACCEPTED, asked)
+    assert (before["district"], before["state"], before["districts"]) == (WUCHANG, "accepted", [WUCHANG, QINGSHAN])
+    after = given(submitted(1), OPENED, OFFERED, ACCEPTED, asked, handed_over())
+    assert (after["district"], after["state"], after["holder"], after["granted"]) == (
+        *(QINGSHAN, "handed_over", None, True),
+    )
+    assert after["task"] == derived_id(derived_id("handover"), "task")
+    theirs = TaskOpened.model_validate({**opened(1).model_dump(), "task_id": after["task"]})
+    there = given(submitted(1), OPENED, asked, handed_over(), about(1, theirs, district=QINGSHAN))
+    assert (there["district"], there["state"], there["task"]) == (QINGSHAN, "opened", after["task"])
+
+
+def test_withdrawn_it_stays_so_though_it_was_handed_over() -> None:
+    assert given(submitted(1), OPENED, withdrawn(1), handed_over())["state"] == "withdrawn"
 
 
 def test_folding_the_same_facts_again_changes_nothing() -> None:

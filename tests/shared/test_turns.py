@@ -25,12 +25,24 @@ from shared import streams, turns
 from shared.bus import Bus, Delivery, Fence, Message
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import FencedError, StreamReplacedError, UnavailableError
-from shared.facts import Fact, InputRefused, MatchExplained, TaskOpened, TurnCommitted, instant
+from shared.facts import Fact, InputRefused, MatchExplained, TaskExpired, TaskOpened, TurnCommitted, instant
 from shared.ids import derived_id
 from shared.lease import Lease
 from shared.turns import Command, Decision, Fold, Rules, Turns, Work, recover, snapshot_name, write_snapshot
 from tests.conftest import Connect
-from tests.examples import DISPATCHER, LI, RATED, REGISTER, TEAM, WUCHANG, enrolled, envelope, id_of, submitted
+from tests.examples import (
+    DISPATCHER,
+    LI,
+    RATED,
+    REGISTER,
+    TEAM,
+    WITHDRAWN,
+    WUCHANG,
+    enrolled,
+    envelope,
+    id_of,
+    submitted,
+)
 
 MARKER = RULES.marker_subject(WUCHANG)
 
@@ -262,6 +274,23 @@ async def test_deadlines_come_by_the_clock(office: Office) -> None:
     office.ahead = timedelta(minutes=15)
     await holds(lambda: desk.state.tasks[task].offered == ("m-wang",))
     assert await office.checked(requests=1) == desk.state
+
+
+async def test_a_new_leader_hears_what_was_said_before_it_lets_a_deadline_run_out(office: Office) -> None:
+    """Nobody led while the offers ran out, and meanwhile most of the requests were withdrawn."""
+    numbers = range(900)
+    await office.lead("a")
+    await office.ask(Enrol(members=tuple(enrolled(f"m-{n}", capacity=100_000) for n in range(4))))
+    await office.decided(await office.submit(*numbers))
+    await office.stop("a")
+    gone = [WITHDRAWN.model_copy(update={"request_id": id_of("request", n)}) for n in numbers]
+    for first in range(0, len(gone), 500):
+        last = await office.store(office.intake, *(envelope(fact) for fact in gone[first : first + 500]))
+    office.ahead = timedelta(minutes=20)
+    desk = await office.lead("b")
+    await office.decided(last)
+    await holds(lambda: not desk.state.tasks)
+    assert not any(isinstance(fact, TaskExpired) for fact in await office.facts())
 
 
 async def test_told_to_stop_it_answers_what_it_was_asked_and_gives_up_the_lease(office: Office) -> None:

@@ -77,9 +77,10 @@ class Draft:
 
     def of(self, task: Task, fact: Fact, *, to: str | None = None) -> None:
         """One more fact about a task, for all who may see the task, and from now on for one more office."""
-        districts = self.desk.tasks.get(task.id, task).districts.split(",")
-        seen = ",".join((*districts, to) if to and to not in districts else districts)
-        self.add(fact, area=task.area, case=task.request, districts=seen)
+        districts = self.desk.tasks.get(task.id, task).districts
+        if to and to not in districts.split(","):
+            districts += f",{to}"
+        self.add(fact, area=task.area, case=task.request, districts=districts)
 
     def on(self, matter: Matter, fact: Fact) -> None:
         """One more fact about a matter between offices, for all who may see it."""

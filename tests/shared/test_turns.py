@@ -125,11 +125,11 @@ class Office:
 
         async def there() -> bool:
             with suppress(UnavailableError):
-                if (last := await self.bus.last(MARKER)) and (await self.position()) >= sequence:
+                # The position first: a marker read before it may be the one before, which the leader knows long since.
+                if await self.position() >= sequence and (last := await self.bus.last(MARKER)):
                     sighted = [one for one, _, _ in self.running.values() if not one._blind]
-                    leaders = [
-                        one for one in sighted if one.leading
-                    ]  # none for a while where a lease ran out under load
+                    # None for a while where a lease ran out under load.
+                    leaders = [one for one in sighted if one.leading]
                     known = all(one._fold is not None and one._fold.folded >= last.sequence for one in leaders)
                     return known and bool(leaders or not sighted)
             return False

@@ -22,6 +22,8 @@ SUBSCRIPTIONS_MAX = 1000
 PAYLOAD_MAX = 64 * 1024
 STAFF = ("clerk", "dispatcher", "supervisor", "auditor", "admin")
 MEMBER_VERBS = ("accept", "decline", "arrive", "done")
+SHARED = ("dispatch", "intake")
+"""Whose facts about an enclave its offices share. Whom an office told (`notify`) stays its own, as on every other way."""
 NAME = re.compile(r"D(\d{6})", re.ASCII)
 
 
@@ -97,7 +99,8 @@ def _live(register: Register, district: str, now: datetime) -> Iterable[tuple[st
             last = datetime.combine(agreement.valid_to, time.min, register.zone(district))
             ends = int((last + timedelta(days=1)).timestamp())
         for other in sorted(set(parties) - {district}):
-            yield f"live.evt.{other}.*.{area}.>", ends
+            for service in SHARED:
+                yield f"live.evt.{other}.{service}.{area}.>", ends
 
 
 def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, now: datetime) -> str:
@@ -161,7 +164,7 @@ def diff(have: Mapping[str, Claims], want: Mapping[str, Claims]) -> list[str]:
     """
     What differs between the accounts of a server and those that it should have, as lines; by name, as claims.
 
-    `+ D420106`, `- D420107`, `~ D420106 + live.evt.420107.*.xinxiang-7k.>`; `~ D420106` alone where a detail has changed.
+    `+ D420106`, `- D420107`, `~ D420106 + live.evt.420107.dispatch.xinxiang-7k.>`; `~ D420106` alone where a detail has changed.
     """
     lines: list[str] = []
     for name in sorted(have.keys() | want.keys()):

@@ -1,12 +1,14 @@
-"""The enclave case (插花地), told step by step as the ledger has it, for each of the two offices that may see it."""
+"""The enclave case (插花地), told step by step as the app of either office heard it on the bus, and held against the ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from deploy.demo.boards import Board
 from deploy.demo.calls import Calls
 
 SERVING, LOCATED = "420106", "420107"
@@ -19,9 +21,17 @@ REASONS = {"busy": "手头有事", "too_far": "路太远", "off_sick": "身体�
 CLOSINGS = {"rated": "居民已评单", "quiet": "期满无异议", "withdrawn": "居民撤回", "reopened": "转入重办"}
 
 
+OWN = {"match": "为何选这个人", "notice": "通知了谁"}
+"""What stays with the office that did it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: when, what, in Chinese, and which offices read it in the ledger."""
+    """
+    One step: when, what, in Chinese, and the offices whose app heard it.
+
+    `name` is empty for what the serving office keeps to itself: facts that follow each other are one step then.
+    """
 
     time: str
     name: str
@@ -31,17 +41,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Told:
-    """The case, and what about it does not hold."""
+    """The case, how many facts each office's app heard of it, and what about it does not hold."""
 
     request: str
     steps: tuple[Step, ...]
     area: str
     state: str
+    heard: Mapping[str, int]
     failures: tuple[str, ...]
 
 
-async def tell(calls: Calls, request: str, register: dict[str, Any]) -> Told:
-    """Read the case twice, with a token of either office, and tell what both see."""
+async def tell(calls: Calls, request: str, register: dict[str, Any], boards: Mapping[str, Board]) -> Told:
+    """Read the case twice, with a token of either office, and tell what either's app heard of it."""
     names = Names(register)
     read, failures = {}, []
     for district in (SERVING, LOCATED):
@@ -49,17 +60,29 @@ async def tell(calls: Calls, request: str, register: dict[str, Any]) -> Told:
         answer = await calls.get("ledger", f"/v1/cases/{request}", token=token)
         if not answer.ok:
             failures.append(f"{names.district(district)}读不到插花地案件 / cannot read the enclave case: {answer}")
-            return Told(request, (), "", "", tuple(failures))
+            return Told(request, (), "", "", {}, tuple(failures))
         read[district] = answer.document["case"]
+        heard, may_see = boards[district].heard[request], [entry["id"] for entry in read[district]["timeline"]]
+        if heard != may_see:
+            failures.append(
+                f"{names.district(district)}的应用在总线上听到 {len(heard)} 条，账本上可见 {len(may_see)} 条，不一致 / its app heard "
+                f"other facts than the ledger shows its office: {sorted({*heard} ^ {*may_see}) or 'another order'}"
+            )
     mine, theirs = read[SERVING], read[LOCATED]
-    seen_there = {entry["id"] for entry in theirs["timeline"]}
-    steps = []
+    steps: list[Step] = []
     for entry in mine["timeline"]:
-        if text := told(entry, mine, names):
-            both = entry["id"] in seen_there
-            steps.append(Step(entry["time"], entry["name"], text, (SERVING, LOCATED) if both else (SERVING,)))
-            if not both:
-                failures.append(f"{names.district(LOCATED)}看不到 / cannot see {entry['name']} {entry['id']}")
+        seen = tuple(district for district in (SERVING, LOCATED) if entry["id"] in boards[district].heard[request])
+        if own := OWN.get(entry["name"].partition(".")[0]):
+            if LOCATED in seen:
+                failures.append(f"{names.district(LOCATED)}不应看到 / should not see {entry['name']} {entry['id']}")
+            if steps and not steps[-1].name:
+                kept = steps.pop().zh.split("、")
+                own = "、".join(dict.fromkeys([*kept, own]))
+            steps.append(Step(entry["time"], "", own, seen))
+        elif text := told(entry, mine, names):
+            steps.append(Step(entry["time"], entry["name"], text, seen))
+            if seen != (SERVING, LOCATED):
+                failures.append(f"{entry['name']} 只有 {seen} 看到 / was seen by these alone: {entry['id']}")
     failures += [
         f"两区所见不同 / the offices see different {key}: {mine[key]} {theirs[key]}"
         for key in ("id", "state", "area", "located_in", "district", "round")
@@ -69,7 +92,8 @@ async def tell(calls: Calls, request: str, register: dict[str, Any]) -> Told:
     failures += [f"插花地案件缺少一步 / a step is missing: {name}" for name in MUST_HAPPEN if name not in happened]
     if (mine["located_in"], mine["district"]) != (LOCATED, SERVING):
         failures.append(f"插花地归属不对 / located in {mine['located_in']}, served by {mine['district']}")
-    return Told(request, tuple(steps), mine["area"], mine["state"], tuple(failures))
+    counts = {district: len(boards[district].heard[request]) for district in (SERVING, LOCATED)}
+    return Told(request, tuple(steps), mine["area"], mine["state"], counts, tuple(failures))
 
 
 class Names:

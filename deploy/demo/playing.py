@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo import day, enclave, figures, load
+from deploy.demo.boards import Boards
 from deploy.demo.calls import Calls, Event
 from deploy.demo.day import Residents
 from deploy.demo.diary import Diary
@@ -55,6 +56,7 @@ async def play(folder: Path, teller: Teller) -> Summary:
         calls = await open_.enter_async_context(Calls(stack))
         course = Course(stack, calls, receivers, teller)
         open_.callback(course.stop)
+        open_.push_async_callback(course.boards.end)
         await course.fill_in()
         await course.listen()
         await course.live()
@@ -76,6 +78,7 @@ class Course:
         self._members = {name: read_members(HERE / file) for name, file in MEMBERS.items()}
         self._files = {name: (HERE / file).read_bytes() for name, file in MEMBERS.items()}
         self._diary = Diary()
+        self.boards = Boards(stack)
         self._plans = Plans()
         self._neighbours = Neighbours(calls, self._diary, self._members[PLACE], self._plans)
         self._crews = Crews(calls, self._diary, self._members[BOSTON])
@@ -113,13 +116,17 @@ class Course:
         )
 
     async def listen(self) -> None:
-        """Open the live streams: one that shows everything, one per district of the place, as its dispatcher sees it, for its members."""
+        """
+        Open the live streams: one that shows everything, one per district of the place, as its dispatcher sees it, for its
+        members; and let the apps of the two offices of the enclave onto the bus.
+        """
         streams: list[tuple[str, Callable[[Event], None], dict[str, str | int]]] = [
             (self._calls.token("dispatcher", sub="overview"), self._heard, {"types": "request.,task.,notice."})
         ]
         for code in self._codes(PLACE):
             token = self._calls.token("dispatcher", district=code, sub="overview")
             streams.append((token, self._neighbours.heard, {"types": "task.offered"}))
+        await self.boards.connect((enclave.SERVING, enclave.LOCATED))
         for token, heard, params in streams:
             connected = asyncio.Event()
             task = asyncio.create_task(self._calls.listen(token, heard, connected, **params))
@@ -171,7 +178,7 @@ class Course:
         if not folded.accounted or folded.last_sequence != numbers["last_sequence"]:
             self._diary.fail(f"序号对不上 / sequences unaccounted for: {numbers}")
         received = Counter({channel: self._receivers.counts[channel] for channel in (*HTTP_CHANNELS, MAIL)})
-        told = await enclave.tell(self._calls, self._story, self._registers[PLACE])
+        told = await enclave.tell(self._calls, self._story, self._registers[PLACE], self.boards.by_district)
         both = {key: [*self._registers[PLACE][key], *self._registers[BOSTON][key]] for key in self._registers[PLACE]}
         return Summary(
             districts=[code for name in (PLACE, BOSTON) for code in self._codes(name)],

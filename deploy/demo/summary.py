@@ -108,6 +108,7 @@ class Summary:
                 "request": self.enclave.request,
                 "area": self.enclave.area,
                 "state": self.enclave.state,
+                "heard": dict(self.enclave.heard),
                 "steps": [
                     {"time": step.time, "fact": step.name, "zh": step.zh, "districts": list(step.districts)}
                     for step in self.enclave.steps
@@ -159,12 +160,20 @@ class Summary:
         )
 
     def _show_enclave(self, console: Console) -> None:
-        area = self.names.area(self.enclave.area)
-        console.print(f"[bold]插花地的一件事 / one case of the enclave[/bold]  {area}  {self.enclave.request}")
-        for number, step in enumerate(self.enclave.steps, 1):
-            seen = "、".join(self.names.district(code) for code in step.districts)
-            time = local(step.time, "%H:%M:%S.%f")[:-3]
-            console.print(f"  {number:>2}. {time}  {step.zh}  [dim]〔{seen}可见〕[/dim]", soft_wrap=True)
+        area, case = self.names.area(self.enclave.area), self.enclave
+        console.print(f"[bold]插花地的一件事 / one case of the enclave[/bold]  {area}  {case.request}")
+        console.print(
+            "两区各自的应用在总线上听到的，并排 / as each office's own app heard it on the bus, side by side\n"
+        )
+        table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+        table.add_column("时间 / time", no_wrap=True)
+        for district, facts in case.heard.items():
+            table.add_column(f"{self.names.district(district)}的应用 / its app ({facts})", ratio=1, overflow="fold")
+        for step in case.steps:
+            text = step.zh if step.name else f"[dim]仅本区 / its own: {step.zh}[/dim]"
+            seen = [text if district in step.districts else "[dim]–[/dim]" for district in case.heard]
+            table.add_row(local(step.time, "%H:%M:%S.%f")[:-3], *seen)
+        console.print(table)
         console.print()
 
     def _messages(self) -> Table:

@@ -41,8 +41,8 @@ async def guests(world: World) -> AsyncIterator[dict[str, Seat]]:
 
 
 async def _are_out(guests: dict[str, Seat], *names: str) -> None:
-    """These are closed within a second, and nobody else is."""
-    async with asyncio.timeout(1):
+    """These are closed at once (3 s on a busy machine), and nobody else is."""
+    async with asyncio.timeout(3):
         for name in names:
             await guests[name].closed.wait()
     for name, seat in guests.items():
@@ -130,7 +130,7 @@ async def test_where_an_agreement_is_not_in_force_the_enclave_is_not_seen(
 async def test_an_import_ends_with_its_agreement_even_if_nobody_is_there_to_end_it(
     world: World, guests: dict[str, Seat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    soon = int(time.time()) + 2
+    soon = int(time.time()) + 3
     honest = offices
 
     def ends_soon(register: Register, now: datetime) -> object:
@@ -141,14 +141,19 @@ async def test_an_import_ends_with_its_agreement_even_if_nobody_is_there_to_end_
 
     monkeypatch.setattr(keeping, "offices", ends_soon)
     await world.bring()
-    async with world.service("intake") as intake:
-        shared = await say(intake, RATED, WUCHANG, XINXIANG)
-        await _heard(guests["neighbour"], shared)
-        await asyncio.sleep(soon - time.time() + 1.3)  # the server counts in whole seconds
-        await say(intake, RATED, WUCHANG, XINXIANG)
-        own = await say(intake, RATED, QINGSHAN, ELSEWHERE)
-        await _heard(guests["neighbour"], own)
-    assert guests["neighbour"].subjects == [shared, own]
+    seat, n = guests["neighbour"], 0
+    heard: list[bool] = []
+    async with world.service("intake") as intake, asyncio.timeout(10):
+        while not heard or heard[-1]:
+            before = len(seat.heard)
+            shared = await say(intake, RATED, WUCHANG, XINXIANG)
+            own = await say(intake, RATED, QINGSHAN, ELSEWHERE)
+            n += 1
+            while seat.subjects.count(own) < n:
+                await asyncio.sleep(0.01)
+            heard.append(shared in seat.subjects[before:])
+    assert heard[0]
+    assert time.time() >= soon
     await _are_out(guests)
 
 

@@ -76,9 +76,14 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
 
         _address: str | None = None
         _timer: TimerHandle | None = None
-        _head = 0
-        """Bytes of the head that is being read."""
         _refused = False
+        _in_body = False
+        _ended = False
+        """Whether a request ended in the bytes at hand."""
+        _head = 0
+        """Bytes since the last request ended."""
+        _parsed = 0
+        """Bytes of the path and the headers that were read of the next."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -99,18 +104,21 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
         def data_received(self, data: bytes) -> None:
             if self._refused:
                 return
+            self._ended = False
             super().data_received(data)
             if self._refused or self.parser is None or self.transport.is_closing():
                 return
-            if self.cycle is None or self.cycle.response_complete:  # nothing but a head, or less, has come
+            if not self._in_body and not self._ended:
                 self._head += len(data)
                 if self._head > HEAD_BYTES_MAX:
                     self._refuse(RefusedError("head_too_large", limit=HEAD_BYTES_MAX))
-                elif self._timer is None:
-                    self._wait()
+                    return
+            # Between requests; or the rest of a body that was answered before it had come.
+            if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+                self._wait()
 
         def on_message_begin(self) -> None:
-            self._head = 0
+            self._parsed = 0
             super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
@@ -123,18 +131,22 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._waited()
-            self._head = 0
+            self._in_body = True
             path = self.url.partition(b"?")[0].decode("latin-1")
             self.app = _busy if connections.full and path not in HEALTH else self.config.loaded_app
             super().on_headers_complete()
 
+        def on_message_complete(self) -> None:
+            self._in_body, self._ended, self._head = False, True, 0
+            super().on_message_complete()
+
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # it says nothing but that
-            large = self._head > HEAD_BYTES_MAX
+            large = self._parsed > HEAD_BYTES_MAX
             self._refuse(RefusedError("head_too_large", limit=HEAD_BYTES_MAX) if large else RefusedError("no_http"))
 
         def _count(self, more: int) -> None:
-            self._head += more
-            if self._head > HEAD_BYTES_MAX:
+            self._parsed += more
+            if self._parsed > HEAD_BYTES_MAX:
                 raise ValueError("head too large")  # the parser stops, and `send_400_response` says why
 
         def _wait(self) -> None:

@@ -273,6 +273,21 @@ async def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monke
         assert b"HTTP/1.1 200" in await raw(port, head, b"12345", b"67890", pause_s=0.05)
 
 
+async def test_a_body_that_was_refused_while_it_came_is_no_head(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "HEAD_WITHIN_S", 1)
+    async with served() as (_, port):
+        chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
+        head = b"POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        said = await raw(port, head, *(chunk for _ in range(40)), pause_s=0.005)
+        assert said.startswith(b"HTTP/1.1 413 ")
+        assert said.count(b"HTTP/1.1") == 1  # and what never ends is closed
+        whole = b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000
+        last = whole.replace(b"Host", b"Connection: close\r\nHost")
+        assert (await raw(port, whole, whole + whole, last, pause_s=0.1)).count(b"HTTP/1.1 200") == 4
+
+
 # --- connections ------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ class Settings(ServiceSettings):
     """Intake's environment: `PAIDAN_RATE_PER_S` and so on."""
 
     rate_per_s: Annotated[float, Field(gt=0)] = 10
-    """Submissions that one district may take in for ever: on two cores others do not feel it (`make bench`, flood)."""
+    """Submissions that one district may take in for ever: on two cores others hardly feel it (`make bench`, flood)."""
     rate_burst: Annotated[int, Field(ge=1)] = 60
     """And so many at once."""
     misses_per_s: Annotated[float, Field(gt=0)] = 10

@@ -27,9 +27,12 @@ from deploy.cli import DEMO_REGISTER, PEOPLES_PACE
 from deploy.people import rotate
 from deploy.running import Running
 from deploy.stack import Stack
+from services.dispatch.desk import RULES as DESK
 from services.intake.sealing import kek_id
+from services.notify.rules import RULES as NOTIFY
 from shared.bus import Bus
 from shared.errors import BusError
+from shared.turns import Rules, recover, snapshot_name, write_snapshot
 
 DISTRICT, MEMBER = "420106", "m-canary"
 RESIDENT = {
@@ -37,7 +40,7 @@ RESIDENT = {
     "location": {"address": "欧景苑 17 栋锦鲤单元 8848"},
     "contact": {"name": "锦鲤贞", "phone": "13912648759", "email": "jinli.zhen@canary.example"},
 }
-OF_RESIDENT = ("锦鲤", "13912648759", "jinli.zhen", "8848")
+OF_RESIDENT = ("锦鲤", "七七四九", "13912648759", "jinli.zhen")
 OF_MEMBER = ("翠鸟明", "13687412965")
 ENROLMENT = (
     "id,kind,areas,skills,capacity,duty,district,name,phone,language,quiet,channels\n"
@@ -201,6 +204,10 @@ class Teller:
         """By the command line, as an operator does it."""
         number = self.stack.data.parent / "number"
         number.write_text("+86 139 1264 8759\n")
+        found = await paidan("person", "find", "--json", "--data", str(self.stack.data), "--contact", str(number))
+        assert [len(person["requests"]) for person in found["people"]] == [2]
+        keys = await paidan("keys", "rotate", "--dry-run", "--json", "--data", str(self.stack.data))
+        assert (keys["seen"], keys["dropped"]) == (1, False)
         person = ["person", "erase", "--yes", "--json", "--data", str(self.stack.data)]
         erased = await paidan(*person, "--contact", str(number))
         number.unlink()
@@ -226,6 +233,8 @@ class Teller:
 
     async def search(self) -> Searched:
         """Every byte that is kept, and everything that is shown without a disclosure."""
+        await self.snapshot("dispatch", DESK)
+        await self.snapshot("notify", NOTIFY)
         places = files(self.stack.data)
         places["facts"] = b"\n".join(data for _, data in await messages(self.admin, "EVENTS"))
         for service, url in self.stack.urls.items():
@@ -234,9 +243,16 @@ class Teller:
         for path in ("/v1/events?kinds=all", "/v1/cases", "/v1/ledger"):
             places[path] = (await self.http.get(f"{self.stack.urls['ledger']}{path}", headers=auditor)).content
         places["mongo"] = await asyncio.to_thread(self.dump)
-        for name in ("desk.420106.a", "desk.420106.b", "notify.420106.a", "notify.420106.b"):
+        both: tuple[Rules[Any], ...] = (DESK, NOTIFY)
+        for name in (snapshot_name(rules, DISTRICT, n) for rules in both for n in range(2)):
             places[f"snapshot {name}"] = await self.admin.get_object("SNAPSHOTS", name) or b""
         return Searched(places)
+
+    async def snapshot(self, service: str, rules: Rules[Any]) -> None:
+        """What a service remembers, written down."""
+        bus = await self.stack.connect(service)
+        await write_snapshot(bus, await recover(bus, rules, DISTRICT))
+        await bus.drain()
 
     def dump(self) -> bytes:
         """Every document of every collection."""
@@ -304,6 +320,8 @@ async def test_the_member_who_came_was_shown_what_was_sealed(story: Story) -> No
 async def test_a_resident_is_nowhere_in_the_clear_while_everything_works(story: Story) -> None:
     there = ("facts", "mongo", "/v1/events?kinds=all", "metrics of intake", "logs/intake.log", "logs/notify.log")
     assert [place for place in there if not story.before.places.get(place)] == []
+    snapshots = [held for place, held in story.before.places.items() if place.startswith("snapshot") and held]
+    assert len(snapshots) >= 2
     assert story.before.having(*OF_RESIDENT) == set()
 
 

@@ -159,7 +159,7 @@ def _answered(desk: Desk, envelope: Envelope, id: str) -> Matter | None:
 
 def receive(draft: Draft, envelope: Envelope, fact: HandoverOffered) -> None:
     """A question for this office has arrived."""
-    if fact.to == draft.desk.district and fact.handover_id not in draft.desk.matters:
+    if fact.to == draft.desk.district and draft.desk.is_new(fact.handover_id):
         received = HandoverReceived.model_validate({**dict(fact), "giver": envelope.district})
         draft.add(received, area=envelope.area, case=envelope.case, districts=envelope.districts)
 

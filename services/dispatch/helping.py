@@ -98,7 +98,7 @@ def rate(draft: Draft, command: RateHelp) -> None:
 
 def receive(draft: Draft, envelope: Envelope, fact: HelpAsked) -> None:
     """A call for help has arrived."""
-    if fact.to == draft.desk.district and fact.help_id not in draft.desk.matters:
+    if fact.to == draft.desk.district and draft.desk.is_new(fact.help_id):
         received = HelpReceived.model_validate({**dict(fact), "asker": envelope.district})
         draft.add(received, area=envelope.area, case=envelope.case, districts=envelope.districts)
 

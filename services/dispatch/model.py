@@ -168,6 +168,10 @@ class Desk:
         """How a task or matter ended a short while ago; None where there was none."""
         return self.closed.get(id) or self.closed_before.get(id)
 
+    def is_new(self, matter: str) -> bool:
+        """Whether a question that arrives has not been heard before: by a batch that lost its end it may have been."""
+        return matter not in self.matters and self.ended(matter) is None
+
     def task_of(self, request: str) -> Task | None:
         """The open task of a request."""
         id = self.by_request.get(request)

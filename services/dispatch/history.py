@@ -18,7 +18,8 @@ BLOCKS_MAX = 32
 READERS_MAX = 4
 """Whoever reads on where a reader stands costs no new consumer."""
 READER_IDLE_S = 5
-READ_S = 5.0
+READ_S, GAP_S = 5.0, 2.0
+"""How long a block may take, and how long nothing must come before what is missing is taken for a gap of the stream."""
 
 
 class Block(NamedTuple):
@@ -63,26 +64,41 @@ class History:
         return [event for event in block.events if event.sequence > position], block.end
 
     async def _read(self, at: int, end: int) -> Block:
-        reader = self._readers.pop(at, None) or self._bus.reader(
-            (SUBJECTS,), after=at, credit=BLOCK, idle_s=READER_IDLE_S
-        )
-        events = []
-        ends = time.monotonic() + READ_S
-        while at < end:
-            for delivery in await reader.wait(0.2, end - at):
-                at = delivery.sequence
-                if event := Event.of(delivery):
-                    events.append(event)
-            if reader.complete and at < end:
-                at = end  # the stream has a gap there
-            if time.monotonic() > ends:
-                await reader.close()
-                raise UnavailableError(f"the stream could not be read behind {at}")
+        reader = self._readers.pop(at, None)
+        kept = reader is not None
+        reader = reader or self._reader(at)
+        events: list[Event] = []
+        came = began = time.monotonic()
+        try:
+            while at < end:
+                taken = await reader.wait(0.2, end - at)
+                for delivery in taken:
+                    at = delivery.sequence
+                    if event := Event.of(delivery):
+                        events.append(event)
+                now = time.monotonic()
+                if taken:
+                    came = now
+                elif reader.complete and kept:  # it says so of a time when the stream was shorter
+                    await reader.close()
+                    reader, kept, came = self._reader(at), False, now
+                elif reader.complete and now - came > GAP_S:
+                    at = end  # the stream has a gap there
+                if now - began > READ_S:
+                    raise UnavailableError(f"the stream could not be read behind {at}")
+        except BaseException:  # whoever asked may have gone
+            await reader.close()
+            raise
+        if other := self._readers.pop(at, None):
+            await other.close()
         self._readers[at] = reader
         if len(self._readers) > READERS_MAX:
             _, oldest = self._readers.popitem(last=False)
             await oldest.close()
         return Block(events, at)
+
+    def _reader(self, at: int) -> Reader:
+        return self._bus.reader((SUBJECTS,), after=at, credit=BLOCK, idle_s=READER_IDLE_S)
 
     async def close(self) -> None:
         """Keep nothing."""

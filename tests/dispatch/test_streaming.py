@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from services.dispatch import showing
+from services.dispatch.history import History
 from services.dispatch.settings import Settings
 from services.dispatch.showing import Event, Wanted
 from services.dispatch.streaming import LiveTail
@@ -187,6 +188,19 @@ async def test_a_hundred_who_were_away_read_the_stream_once(service: Service) ->
     assert info["state"]["consumer_count"] <= 3
     for client in clients:
         await client.leave()
+
+
+async def test_a_block_grows_with_the_stream_and_a_gap_at_its_end_is_passed(service: Service) -> None:
+    history = History(service.bus)
+    first = (await service.bus.state()).last
+    last = await write(service, 0, 5)
+    found, reached = await history.after(first, last)
+    assert ([event.sequence for event in found], reached) == ([*range(first + 1, last + 1)], last)
+    more = await write(service, 5, 5)
+    found, reached = await history.after(last, more)
+    assert ([event.sequence for event in found], reached) == ([*range(last + 1, more + 1)], more)
+    assert await history.after(more, more + 3) == ([], more + 3)
+    await history.close()
 
 
 async def test_no_more_than_so_many_watch(service: Service) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from deploy.identities import issue_token
+from deploy.identities import SERVICES, issue_token
 from shared.ids import new_id
 from tests.security.office import ENCLAVE, HONGSHAN, NEIGHBOUR, OWN, QINGSHAN, WUCHANG, Office, eventually
 
@@ -98,6 +99,51 @@ FOREIGN = (403, "foreign_district")
 )
 def test_another_district_is_not_read(at: Offices, service: str, path: str, role: str) -> None:
     assert at.get(service, path, f"staff-1 {WUCHANG} {role}", district=QINGSHAN) == FOREIGN
+
+
+BODIES = {
+    "/v1/people/find": {"request": new_id()},
+    "/v1/people/erase": {"request": new_id()},
+    "/v1/tasks/{task}/offer": {"member": OTHER},
+}
+"""What a schema alone does not give."""
+
+
+def test_no_route_takes_another_district_for_ones_own(at: Offices) -> None:
+    """Every route that can be told a district, of every service, called by each role that it permits."""
+    example = {"string": "x1234567", "integer": 1, "boolean": True, "array": [], "object": {}}
+    tried, wrong = 0, []
+    for service in SERVICES:
+        document = at.office.get(service, "/openapi.json").json()
+
+        def sample(schema: Any, whole: Any = document) -> Any:
+            """Something that fits it, more or less."""
+            if "$ref" in schema:
+                return sample(whole["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]])
+            if "enum" in schema:
+                return schema["enum"][0]
+            if schema.get("pattern", "").startswith("^\\d{6}"):
+                return QINGSHAN
+            if schema.get("type") == "object":
+                return {name: sample(schema["properties"][name]) for name in schema.get("required", ())}
+            return example.get(schema.get("type", ""))
+
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                named = {parameter["name"] for parameter in operation.get("parameters", ())}
+                if "district" not in named or operation.get("security") != [{"token": []}]:
+                    continue
+                content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+                body = {"json": BODIES.get(path) or sample(content["schema"])} if content else {}
+                for role in operation["x-roles"]:
+                    token = at.token(f"m-{WUCHANG}-1 {WUCHANG} {role}")
+                    where = {"params": {"district": QINGSHAN}}
+                    answer = at.office.call(method.upper(), service, re.sub(r"[{}]", "", path), token, **where, **body)
+                    tried += 1
+                    if told(answer) not in (FOREIGN, (403, "everywhere_only")):
+                        wrong.append((method, path, role, told(answer), answer.json().get("field")))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert tried > 60
 
 
 @pytest.mark.parametrize("what", ["accept", "decline", "arrive", "done", "offer"])

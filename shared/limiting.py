@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from math import ceil
+from typing import Generic, TypeVar
 
 from shared.errors import RefusedError
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -35,6 +39,50 @@ class Spacing:
         wait_s = min(max(0.0, self._free_s.get(whose, now_s) - now_s), self._most_s)
         self._free_s[whose] = now_s + wait_s + self._apart_s
         return wait_s
+
+
+class Line(Generic[T]):
+    """
+    What waits, `apart_s` apart: callers in turn, and of each the oldest first. However much one brings, the others are next.
+
+    What has waited `most_s` is let go, and of one caller no more waits than could be taken by then; what is let go takes nobody's
+    turn.
+    """
+
+    def __init__(self, apart_s: float, most_s: float) -> None:
+        self._apart_s = apart_s
+        self._most_s = most_s
+        self._waiting: OrderedDict[str, deque[tuple[float, T]]] = OrderedDict()
+        self._free_s = 0.0
+
+    def add(self, whose: str, what: T, now_s: float) -> bool:
+        """Have it wait. False: too much of this caller does already."""
+        theirs = self._waiting.setdefault(whose, deque())
+        if len(theirs) * self._apart_s >= self._most_s:
+            return False
+        theirs.append((now_s, what))
+        return True
+
+    def next(self, now_s: float) -> tuple[list[T], T | None]:
+        """What is let go, and what is taken: nothing before it is time (`wait_s`)."""
+        let_go: list[T] = []
+        while self._waiting and now_s >= self._free_s:
+            whose, theirs = next(iter(self._waiting.items()))
+            since_s, what = theirs.popleft()
+            late = now_s - since_s > self._most_s
+            if not theirs:
+                del self._waiting[whose]
+            elif not late:
+                self._waiting.move_to_end(whose)
+            if not late:
+                self._free_s = now_s + self._apart_s
+                return let_go, what
+            let_go.append(what)
+        return let_go, None
+
+    def wait_s(self, now_s: float) -> float | None:
+        """After how long the next may be taken; None where nothing waits."""
+        return max(0.0, self._free_s - now_s) if self._waiting else None
 
 
 class Limits:

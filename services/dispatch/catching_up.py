@@ -14,18 +14,20 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.dispatch.desk import Desks
+from services.dispatch.pacing import NOBODY, LetGoError, Pace
 from services.dispatch.showing import ROLES, Event, Wanted, prefixes
 from services.dispatch.streaming import LiveTail
 from shared.auth import Doorkeeper
 from shared.bus import Bus, Request
 from shared.errors import BusError, RefusedError
-from shared.limiting import Spacing
 from shared.problems import problem, said
 
 EVENTS_MAX = 200
 APART_S = 0.05
 HELD_MOST_S = 3.0
-"""Questions of one district begin so far apart; those that would wait longer are not answered."""
+"""Questions of one district begin so far apart, its callers in turn; those that would wait longer are not answered."""
+EVENTS = "events"
+"""Whoever asks for an office's events does so for the office: there they are one."""
 AT_ONCE_MAX = 16
 """Of one district; an office that asks more does not keep the others waiting."""
 
@@ -53,10 +55,9 @@ class CatchingUp:
         self._bus = bus
         self._desks = desks
         self._tail = tail
-        self._doorkeeper = doorkeeper
         self._answering: set[asyncio.Task[None]] = set()
         self._busy: Counter[str] = Counter()
-        self._spacing = Spacing(APART_S, HELD_MOST_S)
+        self._pace = Pace(doorkeeper, APART_S, HELD_MOST_S, desks.limited)
 
     async def run(self, until: asyncio.Event) -> None:
         """Answer until told to stop, and finish what is under way."""
@@ -74,48 +75,53 @@ class CatchingUp:
     async def _take(self, request: Request) -> None:
         """Start on a question; the next one does not wait for it."""
         _, district, _, what = request.subject.split(".")
-        wait_s = self._desks.turn_s(self._spacing, district)
-        if wait_s >= HELD_MOST_S:
-            return
-        task = asyncio.create_task(self._answer(district, what, request, wait_s))
+        task = asyncio.create_task(self._answer(district, what, request))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, district: str, what: str, request: Request, wait_s: float) -> None:
-        await asyncio.sleep(wait_s)
-        if self._busy[district] >= AT_ONCE_MAX:
-            await request.answer(_refused(RefusedError("too_many", retry_after=1)))
-            return
-        self._busy[district] += 1
+    async def _answer(self, district: str, what: str, request: Request) -> None:
         try:
             answer = await self._page(district, what, request.data)
+        except LetGoError:
+            return
         except RefusedError as why:
             answer = _refused(why)
         except (BusError, TimeoutError):
             answer = _refused(RefusedError("unavailable", retry_after=2))
-        finally:
-            self._busy[district] -= 1
         await request.answer(answer)
 
     async def _page(self, district: str, what: str, content: bytes) -> bytes:
-        """Raises RefusedError, BusError, TimeoutError."""
-        if what not in ("events", "mine"):
-            raise RefusedError("unknown_command", verb=what)
-        ask = _ask(content)
-        wanted = Wanted(district, types=prefixes(ask.types))
-        asked: set[str] = set()
+        """Raises RefusedError, BusError, TimeoutError, LetGoError."""
+        ask, wanted = await self._asked(district, what, content)
+        if self._busy[district] >= AT_ONCE_MAX:
+            raise RefusedError("too_many", retry_after=1)
+        self._busy[district] += 1
+        try:
+            last = (await self._bus.state()).last
+            if ask.after is None:
+                return _answered([], last, last)
+            if ask.after > last:
+                raise RefusedError("bad_cursor", field="after", last=last)
+            asked = set() if wanted.member is None else self._desks.asked(wanted.member, district)
+            events, reached = await self._tail.page(wanted, ask.after, last, limit=ask.limit, asked=asked)
+            return _answered(events, reached, max(last, reached))
+        finally:
+            self._busy[district] -= 1
+
+    async def _asked(self, district: str, what: str, content: bytes) -> tuple[Ask, Wanted]:
+        """What is asked and what of it may be seen, when it is the caller's turn. Raises RefusedError, LetGoError."""
+        try:
+            if what not in ("events", "mine"):
+                raise RefusedError("unknown_command", verb=what)
+            ask = _ask(content)
+        except RefusedError:
+            await self._pace.turn(district, NOBODY)
+            raise
         if what == "mine":
-            caller = self._doorkeeper.check(ask.token).need(*ROLES)
-            wanted = Wanted.by(caller, district, None, ask.types)
-            if wanted.member is not None:
-                asked = self._desks.asked(wanted.member, district)
-        last = (await self._bus.state()).last
-        if ask.after is None:
-            return _answered([], last, last)
-        if ask.after > last:
-            raise RefusedError("bad_cursor", field="after", last=last)
-        events, reached = await self._tail.page(wanted, ask.after, last, limit=ask.limit, asked=asked)
-        return _answered(events, reached, max(last, reached))
+            caller = (await self._pace.admit(district, ask.token)).need(*ROLES)
+            return ask, Wanted.by(caller, district, None, ask.types)
+        await self._pace.turn(district, EVENTS)
+        return ask, Wanted(district, types=prefixes(ask.types))
 
 
 def _ask(content: bytes) -> Ask:

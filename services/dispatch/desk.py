@@ -8,7 +8,6 @@ repeats the same command id until somebody leads.
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 from typing import Any
 
 import orjson
@@ -16,12 +15,12 @@ import orjson
 from services.dispatch import commands, model
 from services.dispatch.decide import decide
 from services.dispatch.model import Desk
+from services.dispatch.pacing import NOBODY, LetGoError, Pace
 from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import Bus, Request, Subscription
 from shared.envelope import decode
 from shared.errors import FencedError, MalformedError, RefusedError, UnavailableError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
-from shared.limiting import Spacing
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
 from shared.register import Register, evolve
@@ -30,7 +29,8 @@ from shared.turns import Command, Rules, Turns
 
 APART_S = 0.01
 HELD_MOST_S = 1.0
-"""Commands of one district begin so far apart; those that would wait longer are not answered: one office's flood is not the others'."""
+"""Commands of one district begin so far apart, its callers in turn; those that would wait longer are not answered: one office's flood
+is not the others', nor one caller's their colleagues'."""
 
 
 def inputs(district: str) -> tuple[str, ...]:
@@ -80,7 +80,6 @@ class Desks:
         self, bus: Bus, doorkeeper: Doorkeeper, *, districts: str, instance: str, until: asyncio.Event, **turns: Any
     ) -> None:
         self._bus = bus
-        self._doorkeeper = doorkeeper
         self.named = None if districts.strip() == "*" else frozenset(districts.replace(" ", "").split(","))
         self._instance = instance
         self._until = until
@@ -88,7 +87,7 @@ class Desks:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
-        self._spacing = Spacing(APART_S, HELD_MOST_S)
+        self._pace = Pace(doorkeeper, APART_S, HELD_MOST_S, self.limited)
         self.desks: dict[str, Turns[Desk]] = {}
         self.register = Register()
         """As the bus has it, whoever leads: what a desk that stands by has not folded yet is in it."""
@@ -104,10 +103,10 @@ class Desks:
         desks = (turns for code, turns in self.desks.items() if district in (code, EVERYWHERE))
         return {task.id for turns in desks for task in turns.state.tasks.values() if member in task.tried}
 
-    def turn_s(self, spacing: Spacing, district: str) -> float:
-        """How long something that a district asks over the bus waits for its turn; trusted districts do not wait."""
+    def limited(self, district: str) -> bool:
+        """Whether what a district asks over the bus waits for its turn; trusted districts do not."""
         served = self.register.districts.get(district)
-        return spacing.wait_s(district, monotonic()) if served is None or served.rate_limited else 0.0
+        return served is None or served.rate_limited
 
     @property
     def failed(self) -> dict[str, str]:
@@ -170,15 +169,11 @@ class Desks:
         turns = self.desks.get(district)
         if turns is None or not turns.leading:
             return
-        wait_s = self.turn_s(self._spacing, district)
-        if wait_s >= HELD_MOST_S:
-            return  # whoever asked asks again with the same id, later
-        task = asyncio.create_task(self._answer(turns, district, verb, request, wait_s))
+        task = asyncio.create_task(self._answer(turns, district, verb, request))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request, wait_s: float) -> None:
-        await asyncio.sleep(wait_s)
+    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
         try:
             command = await self._command(district, verb, request)
             if isinstance(command.what, commands.Erase):
@@ -186,8 +181,8 @@ class Desks:
             answer = await turns.ask(command)
         except RefusedError as why:
             answer = {"problem": problem(why)}
-        except (FencedError, UnavailableError):
-            return  # whoever leads now answers the repeat
+        except (FencedError, UnavailableError, LetGoError):
+            return  # whoever leads by then answers the repeat
         logger().info(
             "command_answered",
             district=district,
@@ -198,16 +193,18 @@ class Desks:
         await request.answer(orjson.dumps(answer))
 
     async def _command(self, district: str, verb: str, request: Request) -> Command:
-        """`{"id", "token", "data"}` as a command that its caller may give. Raises RefusedError."""
+        """`{"id", "token", "data"}` as a command that its caller may give, when it is their turn. Raises RefusedError, LetGoError."""
         try:
             content = orjson.loads(request.data)
             id, token, data = str(content["id"]), content.get("token"), content.get("data", {})
         except (ValueError, TypeError, KeyError, AttributeError):
+            await self._pace.turn(district, NOBODY)
             raise RefusedError("invalid_json") from None
+        caller = await self._pace.admit(
+            district, token if isinstance(token, str) else None, replies=verb in commands.REPLIES
+        )
         if not 8 <= len(id) <= 100 or not id.isascii():
             raise RefusedError("invalid", field="id", why="8 to 100 ASCII characters")
-        token = token if isinstance(token, str) else None
-        caller = await self._doorkeeper.admit(token, replies=verb in commands.REPLIES)
         what = commands.parse(verb, data)
         what.allow(caller, district)
         return Command(id, what, caller)

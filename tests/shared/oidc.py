@@ -23,7 +23,8 @@ class OidcServer:
     An issuer.
 
     Attributes:
-        broken: what it answers to every request instead: `500`, `silence`, `huge`, `garbage`, `impostor`; None where it works.
+        broken: what it answers to every request instead: `500`, `silence`, `huge`, `garbage`, `redirect`,
+            `impostor`, `no address`; None where it works.
         asked: how many times for its keys.
         listed: the JWKS it shows.
     """
@@ -70,7 +71,8 @@ class OidcServer:
                 case "redirect":
                     return Response(status_code=302, headers={"Location": f"{self.url}/elsewhere"})
             issuer = "https://impostor.example" if self.broken == "impostor" else self.url
-            return Response(json.dumps({"issuer": issuer, "jwks_uri": f"{self.url}/keys"}))
+            keys = "https://id.example:x/\x00" if self.broken == "no address" else f"{self.url}/keys"
+            return Response(json.dumps({"issuer": issuer, "jwks_uri": keys}))
 
         @app.get("/elsewhere")
         async def elsewhere() -> dict[str, str]:

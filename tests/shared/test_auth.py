@@ -318,7 +318,7 @@ async def test_those_who_wait_for_the_same_key_ask_once(issuer: OidcServer) -> N
     assert issuer.asked == 1
 
 
-@pytest.mark.parametrize("how", ["500", "huge", "garbage", "impostor", "redirect"])
+@pytest.mark.parametrize("how", ["500", "huge", "garbage", "impostor", "redirect", "no address"])
 async def test_an_issuer_that_answers_badly_lets_nobody_in_and_locks_nobody_out(issuer: OidcServer, how: str) -> None:
     issuer.broken = how
     door = opened(issuer)

@@ -108,7 +108,7 @@ async def test_a_key_by_an_unknown_secret_is_counted_and_left(
 ) -> None:
     held = await world.messages("KEYS")
     (secrets / "district_kek").write_text(AFTER)
-    stranger = await world.instance(secrets_dir=secrets)
+    stranger = await world.instance(secrets_dir=secrets, commit_within_s=0.3)
     answer = (await rewrap(stranger, world.token("root", "*", "admin"))).json()
     assert (answer["seen"], answer["rewrapped"], answer["unreadable"]) == (1, 0, 1)
     assert await world.messages("KEYS") == held

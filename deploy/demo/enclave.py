@@ -15,9 +15,11 @@ SERVING, LOCATED = "420106", "420107"
 MUST_HAPPEN = (
     *("request.submitted", "task.opened", "task.offered", "task.declined", "task.accepted", "task.arrived"),
     *("task.done", "request.rated", "task.closed"),
+    *("handover.offered", "handover.received", "handover.refused", "handover.returned"),
 )
 GRADES = {1: "非常不满意", 2: "不满意", 3: "基本满意", 4: "满意", 5: "非常满意"}
 REASONS = {"busy": "手头有事", "too_far": "路太远", "off_sick": "身体不适", "other": "其他原因"}
+DOUBTS = {"ownership_unclear": "权属不清", "wrong_place": "属地不符"}
 CLOSINGS = {"rated": "居民已评单", "quiet": "期满无异议", "withdrawn": "居民撤回", "reopened": "转入重办"}
 
 
@@ -62,7 +64,7 @@ async def tell(calls: Calls, request: str, register: dict[str, Any], boards: Map
             failures.append(f"{names.district(district)}读不到插花地案件 / cannot read the enclave case: {answer}")
             return Told(request, (), "", "", {}, tuple(failures))
         read[district] = answer.document["case"]
-        heard, may_see = boards[district].heard[request], [entry["id"] for entry in read[district]["timeline"]]
+        heard, may_see = boards[district].ids(request), [entry["id"] for entry in read[district]["timeline"]]
         if heard != may_see:
             failures.append(
                 f"{names.district(district)}的应用在总线上听到 {len(heard)} 条，账本上可见 {len(may_see)} 条，不一致 / its app heard "
@@ -71,7 +73,7 @@ async def tell(calls: Calls, request: str, register: dict[str, Any], boards: Map
     mine, theirs = read[SERVING], read[LOCATED]
     steps: list[Step] = []
     for entry in mine["timeline"]:
-        seen = tuple(district for district in (SERVING, LOCATED) if entry["id"] in boards[district].heard[request])
+        seen = tuple(district for district in (SERVING, LOCATED) if entry["id"] in boards[district].ids(request))
         if own := OWN.get(entry["name"].partition(".")[0]):
             if LOCATED in seen:
                 failures.append(f"{names.district(LOCATED)}不应看到 / should not see {entry['name']} {entry['id']}")
@@ -92,7 +94,7 @@ async def tell(calls: Calls, request: str, register: dict[str, Any], boards: Map
     failures += [f"插花地案件缺少一步 / a step is missing: {name}" for name in MUST_HAPPEN if name not in happened]
     if (mine["located_in"], mine["district"]) != (LOCATED, SERVING):
         failures.append(f"插花地归属不对 / located in {mine['located_in']}, served by {mine['district']}")
-    counts = {district: len(boards[district].heard[request]) for district in (SERVING, LOCATED)}
+    counts = {district: len(boards[district].ids(request)) for district in (SERVING, LOCATED)}
     return Told(request, tuple(steps), mine["area"], mine["state"], counts, tuple(failures))
 
 
@@ -145,6 +147,16 @@ def told(entry: dict[str, Any], case: dict[str, Any], names: Names) -> str | Non
             return f"{member} 办结"
         case "task.unplaced":
             return f"无人可派，请{serving}值班长安排"
+        case "handover.offered":
+            return (
+                f"{serving}请{located}接办：{DOUBTS.get(entry['reason'], entry['reason'])}；签收以前仍由{serving}负责"
+            )
+        case "handover.received":
+            return f"{located}收到转办"
+        case "handover.refused":
+            return f"{located}退单：{DOUBTS.get(entry['reason'], entry['reason'])}，依据 {entry['basis']}"
+        case "handover.returned":
+            return f"{serving}继续办理（首接负责）"
         case "request.rated":
             solved = "问题已解决" if entry["solved"] else "问题未解决"
             return f"居民评单：{GRADES[entry['grade']]}（{entry['grade']} 分），{solved}"

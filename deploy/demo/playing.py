@@ -22,6 +22,7 @@ from deploy.demo.receivers import CAP, HTTP_CHANNELS, MAIL, Receivers
 from deploy.demo.summary import Summary
 from deploy.errors import Said, SetupError
 from deploy.stack import Stack
+from shared.errors import BusError
 
 HERE = Path(__file__).parent
 PLACE, BOSTON = "register.json", "boston.json"
@@ -139,7 +140,8 @@ class Course:
         day_step = self._teller.step("一天的诉求", "a day of requests", len(self._lines))
         residents = Residents(self._calls, self._diary, self._plans, self._lines, day.yesterday(), day_step.advance)
         meddling = asyncio.create_task(impostors(self._calls, self._diary, residents.story))
-        lives = [*await residents.ask(), meddling]
+        asking_over = asyncio.create_task(self._ask_over(residents.story))
+        lives = [*await residents.ask(), meddling, asking_over]
         await residents.insist()
         load_step = self._teller.step("压测：波士顿 311", "the load: Boston 311", len(self._rows))
         seconds = await load.post_all(self._calls, self._diary, self._rows, self._registers[BOSTON], load_step.advance)
@@ -147,6 +149,12 @@ class Course:
         self._load = {"requests": count, "seconds": round(seconds, 2), "per_second": round(count / seconds, 1)}
         await asyncio.gather(*lives)
         self._story = residents.story.result() if residents.story.done() else ""
+
+    async def _ask_over(self, story: asyncio.Future[str]) -> None:
+        try:
+            await self.boards.ask_over(story, enclave.SERVING, enclave.LOCATED)
+        except (SetupError, BusError, TimeoutError) as why:
+            self._diary.fail(f"转办没有走完 / the hand-over did not come to its end: {why!r}")
 
     async def settle(self) -> None:
         """Until every offer has been answered, every message sent or put off, and everything is in the ledger."""

@@ -501,7 +501,8 @@ def _messages(
     for fact in (*facts, marker):
         area = fact.area if isinstance(fact, AreaSet | AgreementSet | PrecedentSet) else NOWHERE
         about = sha256(canonical(plain(fact))).hexdigest()
-        envelope = Envelope(derived_id("register", base, n, fact.name, about), HUB, area, now, fact, HUB, actor=by)
+        whose = fact.district if isinstance(fact, OfficeSet) else HUB  # whose apps and keys: nobody else's business
+        envelope = Envelope(derived_id("register", base, n, fact.name, about), HUB, area, now, fact, whose, actor=by)
         try:
             messages.append(Message(envelope.subject, envelope.encode()))
         except ValueError as too_large:

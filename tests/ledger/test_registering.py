@@ -78,6 +78,23 @@ async def applied_markers(bus: Bus) -> list[tuple[int, bool]]:
     return markers
 
 
+async def test_whom_an_office_lets_in_is_told_to_that_office_alone(
+    fresh_nats: NatsServer, identities: Identities
+) -> None:
+    bus = await Bus.connect(fresh_nats.url, name="admin", seed=identities.seed("admin"))
+    await streams.apply(bus)
+    registry, stop = Registry(bus), asyncio.Event()
+    following = asyncio.create_task(registry.run(stop))
+    offices = {"offices": [{"district": "420106", "apps": [{"app": "board", "key": f"U{'A' * 55}"}], "people": True}]}
+    sequence = (await registry.apply({**DOCUMENT, **offices}, why="a test", by="admin:a"))["sequence"]
+    told = [json.loads(stored.data) for n in range(1, sequence + 1) if (stored := await bus.at(n))]
+    assert {e["districts"] for e in told if "office_set" in e["type"]} == {"420106"}
+    assert {e["districts"] for e in told if "office_set" not in e["type"]} == {HUB}
+    stop.set()
+    await following
+    await bus.drain()
+
+
 async def test_only_the_last_batch_of_a_document_ends_it(fresh_nats: NatsServer, identities: Identities) -> None:
     bus = await Bus.connect(fresh_nats.url, name="admin", seed=identities.seed("admin"))
     await streams.apply(bus)

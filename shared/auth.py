@@ -6,9 +6,9 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import jwt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -148,11 +148,23 @@ class Issuer(BaseModel):
 
 
 class OidcIssuer(Issuer):
-    """An OIDC issuer, whose keys are fetched."""
+    """
+    An OIDC issuer, whose keys are fetched. It has to be said for whom it speaks; unless that is said as well, it makes nobody an
+    admin, and nobody an auditor of all districts.
+    """
 
+    may: tuple[Role, ...] = tuple(role for role in ROLES if role != "admin")
+    districts: tuple[Annotated[str, Field(pattern=r"^(\*|[0-9]{6})$")], ...] = Field(min_length=1)
     leeway_s: int = Field(30, ge=0, le=120)
 
     _reached_by_https = field_validator("issuer")(private)
+
+    def caller(self, claims: Mapping[str, Any]) -> Caller:
+        """As of any issuer."""
+        caller = super().caller(claims)
+        if caller.district == EVERYWHERE and "may" not in self.model_fields_set:
+            return replace(caller, roles=caller.roles - {"auditor"})
+        return caller
 
 
 OWN = Issuer(issuer=ISSUER)
@@ -246,7 +258,7 @@ class Doorkeeper:
         """As `check`, and where its issuer may have a new key, after a look. Raises as `check`."""
         try:
             return self.check(token, replies=replies)
-        except _UnknownKeyError as why:
+        except UnknownKeyError as why:
             await why.source.refresh()
         return self.check(token, replies=replies)
 
@@ -285,7 +297,7 @@ class Doorkeeper:
             keys = source.keys
             key = keys.get(said["header"].get("kid", ""))
             if key is None:
-                raise _UnknownKeyError(source)
+                raise UnknownKeyError(source)
             if "crit" in said["header"]:
                 raise jwt.InvalidTokenError("it asks for what nobody here knows")
             claims = jwt.decode(
@@ -302,7 +314,7 @@ class Doorkeeper:
             raise _no(str(why)) from None
 
 
-class _UnknownKeyError(RefusedError):
+class UnknownKeyError(RefusedError):
     """Its issuer is known and the key is not, or not yet."""
 
     def __init__(self, source: Source) -> None:

@@ -261,7 +261,14 @@ async def issuer() -> AsyncIterator[OidcServer]:
 
 def opened(issuer: OidcServer, *, pause_s: float = 0, **trusted: Any) -> Doorkeeper:
     """A doorkeeper who knows this issuer and nobody else."""
-    return Doorkeeper([(OidcIssuer(issuer=issuer.url, **trusted), Discovered(issuer.url, pause_s=pause_s))])
+    return Doorkeeper(
+        [
+            (
+                OidcIssuer(issuer=issuer.url, **{"districts": ("420106",), **trusted}),
+                Discovered(issuer.url, pause_s=pause_s),
+            )
+        ]
+    )
 
 
 async def refused(door: Doorkeeper, token: str) -> str:
@@ -272,7 +279,7 @@ async def refused(door: Doorkeeper, token: str) -> str:
 
 
 async def test_an_issuers_keys_are_found_by_its_discovery_document(mine: Identities, issuer: OidcServer) -> None:
-    door = Doorkeeper.of(settings(mine, oidc=(OidcIssuer(issuer=issuer.url),)))
+    door = Doorkeeper.of(settings(mine, oidc=(OidcIssuer(issuer=issuer.url, districts=("420106",)),)))
     assert why_not(door, issuer.token()) == "unknown key"  # nothing is fetched before somebody waits for it
     caller = await door.admit(issuer.token())
     assert (caller, caller.issuer) == (Caller("staff-9", "420106", frozenset({"dispatcher"})), issuer.url)
@@ -372,6 +379,18 @@ async def test_claims_and_roles_have_other_names_elsewhere(issuer: OidcServer) -
     assert await refused(door, issuer.token(aud="grid", employee=None)) == "employee is no pseudonym such as m-17"
 
 
+async def test_an_issuer_makes_no_admin_unless_that_is_said(issuer: OidcServer) -> None:
+    with pytest.raises(ValueError, match="districts"):
+        OidcIssuer.model_validate({"issuer": issuer.url})
+    with pytest.raises(ValueError, match="districts"):
+        OidcIssuer(issuer=issuer.url, districts=())
+    everything = issuer.token(district="*", roles=["admin", "auditor", "dispatcher"])
+    assert (await opened(issuer, districts=("*",)).admit(everything)).roles == {"dispatcher"}
+    there = issuer.token(roles=["admin", "auditor"])
+    assert (await opened(issuer).admit(there)).roles == {"auditor"}
+    assert (await opened(issuer, districts=("*",), may=("auditor",)).admit(everything)).roles == {"auditor"}
+
+
 async def test_a_clock_that_differs_a_little_is_forgiven(issuer: OidcServer) -> None:
     door, now = opened(issuer), int(time.time())
     assert await door.admit(issuer.token(iat=now + 20, nbf=now + 20, exp=now - 20))
@@ -393,8 +412,8 @@ async def test_keys_are_kept_fresh_while_they_are_followed(issuer: OidcServer) -
 def test_an_issuer_is_reached_by_https_and_named_once(mine: Identities) -> None:
     for url in ("http://id.example", "ftp://id.example", "id.example", "https://"):
         with pytest.raises(ValueError, match="https"):
-            OidcIssuer(issuer=url)
-    twice = (OidcIssuer(issuer="https://id.example"), OidcIssuer(issuer="https://id.example"))
+            OidcIssuer(issuer=url, districts=("*",))
+    twice = (OidcIssuer(issuer="https://id.example", districts=("*",)),) * 2
     with pytest.raises(ValueError, match="two issuers"):
         Doorkeeper.of(settings(mine, oidc=twice))
 

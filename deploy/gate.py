@@ -12,26 +12,31 @@ Services and apps come with credentials of their own and need no gate.
 """
 
 import asyncio
+import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from prometheus_client import Counter, Histogram
 
 from deploy import claims
-from deploy.claims import Key
+from deploy.claims import Claims, Key
 from deploy.identities import GATE
-from deploy.offices import STAFF, OfficeKeys
+from deploy.offices import STAFF, GateKeys
 from shared import serving, telemetry, web
-from shared.auth import EVERYWHERE, Caller, Doorkeeper
+from shared.auth import EVERYWHERE, Caller, Doorkeeper, UnknownKeyError
 from shared.bus import Bus, Request
 from shared.errors import PaidanError, RefusedError
+from shared.keys import Source
 from shared.settings import ServiceSettings
 from shared.telemetry import logger
 
 ASKS = "$SYS.REQ.USER.AUTH"
+WAITING_MAX = 100
+"""Logins that wait for an issuer's keys at a time."""
 LOGINS = Counter("paidan_gate_logins_total", "People who asked to be let in on the bus", ["result"])
 LOGIN_S = Histogram(
     "paidan_gate_login_seconds", "What the gate took to answer", buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2)
@@ -57,36 +62,90 @@ def role_of(caller: Caller) -> str:
 class Gate:
     """Answers the server's questions about people."""
 
-    def __init__(self, doorkeeper: Doorkeeper, keys: OfficeKeys) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, keys: GateKeys, offices: Callable[[str], str | None]) -> None:
+        """With `offices`: by district, how the server names its account."""
         self._doorkeeper = doorkeeper
         self._keys = keys
+        self._offices = offices
+        self._waiting: set[asyncio.Task[None]] = set()
 
-    async def answer(self, request: Request) -> None:
-        """One question: always answered, with a user or with a refusal."""
+    async def take(self, request: Request) -> None:
+        """
+        One question: always answered, with a user or with a refusal.
+
+        At once, where the keys that are known decide; a token by a key that its issuer may have made since waits for that issuer,
+        and nobody waits for it.
+        """
         begun = time.perf_counter()
         asked = claims.read(request.data.decode())["nats"]
-        subject, server = asked["user_nkey"], asked["server_id"]["id"]
         try:
-            said: Mapping[str, Any] = {"jwt": await self._user(subject, asked["connect_opts"].get("auth_token"))}
-            LOGINS.labels("in").inc()
+            said = self._said(asked)
+        except UnknownKeyError as why:
+            if len(self._waiting) < WAITING_MAX:
+                task = asyncio.create_task(self._after(why.source, request, asked, begun))
+                self._waiting.add(task)
+                task.add_done_callback(self._waiting.discard)
+                return
+            said = _refused(why)
+        await self._answer(request, asked, said, begun)
+
+    async def _after(self, source: Source, request: Request, asked: Claims, begun: float) -> None:
+        await source.refresh()
+        try:
+            said = self._said(asked)
+        except UnknownKeyError as why:
+            said = _refused(why)
+        await self._answer(request, asked, said, begun)
+
+    def _said(self, asked: Claims) -> Mapping[str, Any]:
+        """A user or a refusal, by the keys that are known now. Raises UnknownKeyError."""
+        try:
+            token = self._user(asked["user_nkey"], asked["connect_opts"].get("auth_token"))
+        except UnknownKeyError:
+            raise
         except RefusedError as why:
-            said = {"error": why.code}
-            LOGINS.labels("refused").inc()
-            logger().info("login_refused", code=why.code)
+            return _refused(why)
         except Exception:  # what is wrong with one token is not to close the gate for others
-            said = {"error": "internal"}
             LOGINS.labels("failed").inc()
             logger().exception("login_failed")
+            return {"error": "internal"}
+        LOGINS.labels("in").inc()
+        return {"jwt": token}
+
+    def _user(self, subject: str, token: str | None) -> str:
+        caller = self._doorkeeper.check(token)
+        signer: Key = self._keys.people(role_of(caller))
+        account = self._offices(caller.district)
+        if account is None:
+            raise RefusedError("forbidden", need="office")
+        return claims.user(signer, account, subject, caller.id, iat=int(time.time()), exp=int(caller.expires))
+
+    async def _answer(self, request: Request, asked: Claims, said: Mapping[str, Any], begun: float) -> None:
         response = {"type": "authorization_response", **said}
-        token = self._keys.gate().sign(subject, "gate", response, iat=int(time.time()), aud=server)
+        server = asked["server_id"]["id"]
+        token = self._keys.gate().sign(asked["user_nkey"], "gate", response, iat=int(time.time()), aud=server)
         await request.answer(token.encode())
         LOGIN_S.observe(time.perf_counter() - begun)
 
-    async def _user(self, subject: str, token: str | None) -> str:
-        caller = await self._doorkeeper.admit(token)
-        signer: Key = self._keys.people(role_of(caller))
-        account = self._keys.account(caller.district).public
-        return claims.user(signer, account, subject, caller.id, iat=int(time.time()), exp=int(caller.expires))
+
+class Offices:
+    """Which account is whose, in the file that the stack keeps; read again for a district that is not in it yet."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: Mapping[str, str] = {}
+
+    def account(self, district: str) -> str | None:
+        """How the server names a district's account, which never changes; None for no office. Raises OSError, ValueError."""
+        if district not in self._known and self._file.exists():
+            self._known = json.loads(self._file.read_bytes())
+        return self._known.get(district)
+
+
+def _refused(why: RefusedError) -> Mapping[str, Any]:
+    LOGINS.labels("refused").inc()
+    logger().info("login_refused", code=why.code)
+    return {"error": why.code}
 
 
 async def run(settings: ServiceSettings) -> None:
@@ -99,7 +158,8 @@ async def run(settings: ServiceSettings) -> None:
     """
     until = serving.stop_on_signals()
     doorkeeper = Doorkeeper.of(settings)
-    gate = Gate(doorkeeper, OfficeKeys(settings.secret("offices_secret").get_secret_value()))
+    keys = GateKeys(settings.secret("people_secret").get_secret_value())
+    gate = Gate(doorkeeper, keys, Offices(settings.secret_file("offices.json")).account)
     bus = await Bus.connect(settings.nats_url, name=GATE, seed=settings.seed(), ca_file=settings.nats_ca_file)
 
     async def ready() -> Mapping[str, str]:
@@ -113,7 +173,7 @@ async def run(settings: ServiceSettings) -> None:
     app = web.create_app("派单门房 / Paidan gate", ready=ready, doorkeeper=doorkeeper)
     watching = asyncio.create_task(stop_when_closed())
     try:
-        await bus.serve(ASKS, gate.answer, alone=True)
+        await bus.serve(ASKS, gate.take, alone=True)
         await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from deploy import claims
 from deploy.claims import ACCOUNT_NO_LIMITS, NO_LIMITS, Claims, Key, credentials, scope
-from deploy.offices import OfficeKeys
+from deploy.offices import GateKeys, OfficeKeys
 from shared.auth import REPLIES
 from shared.facts import App
 from shared.keys import public_jwk
@@ -69,7 +69,7 @@ class Identities:
         for place in (folder, *(folder / name for name in ("nats", "mongo", "offices", *SERVICES, GATE))):
             place.mkdir(exist_ok=True)
             place.chmod(0o700)
-        for file in (folder / "nats" / "operator", folder / GATE / "offices_secret"):
+        for file in (folder / "nats" / "operator", folder / GATE / "people_secret"):
             _keep(file, lambda: secrets.token_hex(32))
         for name in NATS_NAMES:
             _keep(identities.seed_file(name), lambda: identities._credentials(name))  # noqa: B023  called at once
@@ -110,8 +110,20 @@ class Identities:
 
     @property
     def office_keys(self) -> OfficeKeys:
-        """The keys of the offices and of the gate."""
-        return OfficeKeys(self.secret(GATE, "offices_secret"))
+        """The keys of the offices."""
+        return OfficeKeys(self._operator_secret)
+
+    @property
+    def gate_keys(self) -> GateKeys:
+        """What the gate signs with."""
+        return GateKeys(self.secret(GATE, "people_secret"))
+
+    def publish_offices(self, districts: Iterable[str]) -> None:
+        """Tell the gate which accounts these offices have: their public ids are all that it knows of them."""
+        file = self.folder / GATE / "offices.json"
+        said = json.dumps({district: self.office_keys.account(district).public for district in sorted(districts)})
+        if not file.exists() or file.read_text() != said:
+            write_secret(file, said)
 
     def office_file(self, district: str, app: str) -> Path:
         """The file that an app of an office connects with; it need not be there."""
@@ -131,7 +143,7 @@ class Identities:
         return Key.derive(self._operator_secret, "user", name)
 
     def _credentials(self, name: str) -> str:
-        account = {"sys": self.sys, GATE: self.office_keys.gate()}.get(name, self.hub).public
+        account = {"sys": self.sys, GATE: self.gate_keys.gate()}.get(name, self.hub).public
         return credentials(
             claims.user(self.signer(name), account, self.user(name).public, name, iat=1), self.user(name).seed
         )
@@ -343,7 +355,7 @@ def accounts(identities: Identities, now: datetime) -> dict[str, str]:
         "authorization": {"auth_users": [identities.user(GATE).public], "allowed_accounts": ["*"]},
     }
     sys: Claims = {**unlimited, "signing_keys": [_scope(identities, "sys", Rights((">",), (">",)))]}
-    own = {"SYS": (identities.sys, sys), "HUB": (identities.hub, hub), "GATE": (identities.office_keys.gate(), gate)}
+    own = {"SYS": (identities.sys, sys), "HUB": (identities.hub, hub), "GATE": (identities.gate_keys.gate(), gate)}
     operator = identities.operator
     return {key.public: operator.sign(key.public, name, nats, iat=iat) for name, (key, nats) in own.items()}
 
@@ -357,7 +369,7 @@ def bus_config(identities: Identities, *, accounts_dir: Path, now: datetime) -> 
         accounts_dir: the server's folder for accounts; empty at first.
     """
     iat = int(now.timestamp())
-    operator, gate = identities.operator, identities.office_keys.gate()
+    operator, gate = identities.operator, identities.gate_keys.gate()
     declared = operator.sign(operator.public, "paidan", {"type": "operator"}, iat=iat)
     nothing = {"deny": [">"]}
     nobody = {"type": "user", "bearer_token": True, **NO_LIMITS, "pub": nothing, "sub": nothing}

@@ -26,6 +26,7 @@ from shared.register import SUBJECTS, Register
 
 EVERY_S = 20.0
 """How often to look although nothing was applied: agreements begin and end by themselves."""
+AGAIN_S = 1.0
 ANSWER_WITHIN_S = 5.0
 CONNECTIONS_MAX = 100_000
 
@@ -40,11 +41,17 @@ async def bring(sys: Bus, identities: Identities, kept: Register, now: datetime,
     Raises:
         UnavailableError, BusError: the server does not answer, or says no.
     """
+    let_in = offices(kept, now)
     tokens = {
         f"D{district}": account(
-            office, operator=identities.operator, hub=identities.hub, keys=identities.office_keys, now=now
+            office,
+            operator=identities.operator,
+            hub=identities.hub,
+            keys=identities.office_keys,
+            gate=identities.gate_keys,
+            now=now,
         )
-        for district, office in offices(kept, now).items()
+        for district, office in let_in.items()
     }
     tokens |= {claims.read(token)["name"]: token for token in accounts(identities, now).values()}
     want = {name: claims.read(token) for name, token in tokens.items()}
@@ -52,6 +59,7 @@ async def bring(sys: Bus, identities: Identities, kept: Register, now: datetime,
     changes = diff(have, want)
     if dry_run:
         return changes
+    identities.publish_offices(let_in)
     for name, token in tokens.items():
         if name not in have or not same(have[name], want[name]):
             await _claims(sys, "UPDATE", token.encode())
@@ -154,7 +162,7 @@ async def keep(
         try:
             bus, sys = await connect("admin"), await connect("sys")
             break
-        except UnavailableError as why:
+        except (UnavailableError, OSError) as why:
             log.warning("bus_not_kept_to_register", why=str(why))
             await asyncio.sleep(5)
     follower = Follower(bus)
@@ -164,11 +172,13 @@ async def keep(
                 kept = await follower.current()
                 for line in await bring(sys, identities, kept, datetime.now(UTC)):
                     log.info("bus_kept_to_register", change=line)
+                await follower.moved(every_s)
             except BusError as why:
                 log.warning("bus_not_kept_to_register", why=str(why))
-                await asyncio.sleep(1)
-                continue
-            await follower.moved(every_s)
+                await asyncio.sleep(AGAIN_S)
+            except Exception as why:  # whatever it was, an agreement that ends has to be seen to
+                log.error("bus_not_kept_to_register", why=f"{type(why).__name__}: {why}")
+                await asyncio.sleep(AGAIN_S)
     finally:
         await follower.close()
         await bus.drain()

@@ -8,7 +8,7 @@ with the agreement, even if nobody is there to end it.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 from functools import lru_cache
 
@@ -29,13 +29,24 @@ NAME = re.compile(r"D(\d{6})", re.ASCII)
 
 @dataclass(frozen=True)
 class OfficeKeys:
-    """The keys of all offices and of the gate, under one secret that the gate has and nothing else but the operator."""
+    """The keys of all offices and their apps, under the operator's secret, which no process but the stack and its commands has."""
 
-    secret: str
+    secret: str = field(repr=False)
 
     def account(self, district: str) -> Key:
         """Whose account it is; its public half is how the server names it."""
         return _derived(self.secret, f"D{district}")
+
+    def app(self, district: str, app: App) -> Key:
+        """Signs for one key of one app, and for nothing else: without it among the account's, that app is out at once."""
+        return _derived(self.secret, f"D{district}", app.app, app.key)
+
+
+@dataclass(frozen=True)
+class GateKeys:
+    """What the gate signs with, under a secret of its own: whoever has it lets people in, and is no app and no office."""
+
+    secret: str = field(repr=False)
 
     def gate(self) -> Key:
         """The account in which the gate answers."""
@@ -44,10 +55,6 @@ class OfficeKeys:
     def people(self, role: str) -> Key:
         """Signs for `staff` or a `member` of any office that lets its people in."""
         return _derived(self.secret, "people", role)
-
-    def app(self, district: str, app: App) -> Key:
-        """Signs for one key of one app, and for nothing else: without it among the account's, that app is out at once."""
-        return _derived(self.secret, f"D{district}", app.app, app.key)
 
 
 @lru_cache(4096)
@@ -103,7 +110,7 @@ def _live(register: Register, district: str, now: datetime) -> Iterable[tuple[st
                 yield f"live.evt.{other}.{service}.{area}.>", ends
 
 
-def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, now: datetime) -> str:
+def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, gate: GateKeys, now: datetime) -> str:
     """An office's account as the server takes it: a JWT signed by the operator."""
     own = keys.account(office.district)
     imports = [
@@ -112,7 +119,7 @@ def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, now: d
     ]
     scopes = [_app(office, app, keys) for app in office.apps]
     if office.people:
-        scopes += [_staff(office, keys), _member(office, keys)]
+        scopes += [_staff(office, gate), _member(office, gate)]
     limits = {**ACCOUNT_NO_LIMITS, "conn": CONNECTIONS_MAX, "subs": SUBSCRIPTIONS_MAX, "payload": PAYLOAD_MAX}
     nats = {"type": "account", "limits": limits, "imports": imports, "signing_keys": scopes}
     return operator.sign(own.public, f"D{office.district}", nats, iat=int(now.timestamp()), unlike=now.isoformat())
@@ -137,7 +144,7 @@ def _app(office: Office, app: App, keys: OfficeKeys) -> Claims:
     )
 
 
-def _staff(office: Office, keys: OfficeKeys) -> Claims:
+def _staff(office: Office, keys: GateKeys) -> Claims:
     return scope(
         keys.people("staff"),
         "staff",
@@ -147,7 +154,7 @@ def _staff(office: Office, keys: OfficeKeys) -> Claims:
     )
 
 
-def _member(office: Office, keys: OfficeKeys) -> Claims:
+def _member(office: Office, keys: GateKeys) -> Claims:
     return scope(
         keys.people("member"),
         "member",

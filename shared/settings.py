@@ -62,6 +62,10 @@ class ServiceSettings(BaseSettings):
 
     def secret(self, name: str) -> SecretStr:
         """The secret in `<secrets_dir>/<name>`. Raises OSError where it is missing."""
+        return SecretStr(self.secret_file(name).read_text().strip())
+
+    def secret_file(self, name: str) -> Path:
+        """`<secrets_dir>/<name>`, which need not be there. Raises OSError where no folder is named."""
         if self.secrets_dir is None:
             raise FileNotFoundError(f"PAIDAN_SECRETS_DIR is not set, and it should hold {name}")
-        return SecretStr((self.secrets_dir / name).read_text().strip())
+        return self.secrets_dir / name

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,15 +11,19 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from deploy import stack
+from deploy import claims, keeping, stack
 from deploy.claims import Key
-from deploy.identities import Identities, bus_config, write_secret
+from deploy.gate import ASKS, WAITING_MAX, Gate, Offices
+from deploy.identities import Identities, bus_config, issue_token, write_secret
 from deploy.servers import NatsServer
 from deploy.stack import Stack
 from shared import streams
-from shared.bus import Bus, Message
+from shared.auth import Doorkeeper, OidcIssuer
+from shared.bus import Bus, Message, Request
 from shared.facts import App, Fact, OfficeSet, RegisterApplied
+from shared.settings import ServiceSettings
 from tests.examples import DISTRICT, NEIGHBOUR, QINGSHAN, WUCHANG, envelope
+from tests.shared.oidc import oidc_server
 
 
 @pytest.fixture
@@ -96,14 +101,84 @@ async def test_a_gate_that_dies_or_hangs_comes_back_and_apps_do_not_notice(
     await within(3, lambda: comes_in(bare))
     app = await bare.connect_office(WUCHANG, "board")
     await bare.kill("gate")
-    await within(10, lambda: comes_in(bare))
+    await within(20, lambda: comes_in(bare))
     before = bare.pids["gate"]
     monkeypatch.setattr(stack, "SILENCE_MAX_S", 1.0)
     bare.stop_process("gate")
-    await within(15, lambda: bare.pids["gate"] not in (None, before))
-    await within(10, lambda: comes_in(bare))
+    await within(20, lambda: bare.pids["gate"] not in (None, before))
+    await within(20, lambda: comes_in(bare))
     assert (app.connected, app.generation) == (True, 0)
     await app.drain()
+
+
+async def test_what_goes_wrong_once_does_not_end_the_keeping(bare: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    await apply(bare, DISTRICT)
+    wrong: list[str] = []
+
+    def fails(*_: object, **__: object) -> list[str]:
+        wrong.append("once")
+        monkeypatch.undo()
+        raise KeyError("a claim that nobody expected")
+
+    monkeypatch.setattr(keeping, "diff", fails)
+    await apply(bare, let_in(bare, WUCHANG, "board"))
+    await within(5, lambda: comes_in(bare))
+    assert wrong == ["once"]
+    assert "a claim that nobody expected" in (bare.data / "logs" / "stack.log").read_text()
+
+
+# --- by itself ---------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """A question of the server about somebody with this token, and what the gate says to it."""
+
+    def __init__(self, token: str) -> None:
+        self.said: asyncio.Future[claims.Claims] = asyncio.get_running_loop().create_future()
+        about = {
+            "user_nkey": Key.new("user").public,
+            "server_id": {"id": "N"},
+            "connect_opts": {"auth_token": token},
+        }
+        question = Key.new("account").sign("x", "server", about, iat=1)
+        self.request = Request(ASKS, question.encode(), {}, self._answer)
+
+    async def _answer(self, data: bytes) -> None:
+        self.said.set_result(claims.read(data.decode())["nats"])
+
+
+async def test_who_is_known_never_waits_for_an_issuer_that_says_nothing(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with oidc_server() as silent:
+        silent.broken = "silence"
+        monkeypatch.setattr("shared.keys.FETCH_WITHIN_S", 1.0)
+        oidc = OidcIssuer(issuer=silent.url, districts=(WUCHANG,))
+        door = Doorkeeper.of(ServiceSettings(jwks_file=identities.jwks_file, oidc=(oidc,)))
+        gate = Gate(door, identities.gate_keys, {WUCHANG: identities.office_keys.account(WUCHANG).public}.get)
+        begun = time.monotonic()
+        made_up = [Asked(silent.token(sub=f"m-{n}")) for n in range(WAITING_MAX + 20)]
+        known = Asked(issue_token(identities, "staff-1", WUCHANG, ["clerk"]))
+        for asked in (*made_up, known):
+            await gate.take(asked.request)
+        assert "jwt" in known.said.result()
+        assert sum(asked.said.done() for asked in made_up) == 20  # more than may wait
+        assert time.monotonic() - begun < 0.9
+        assert {(await asked.said)["error"] for asked in made_up} == {"unauthenticated"}
+        assert time.monotonic() - begun < 3
+
+
+def test_a_new_office_is_known_by_its_public_id_at_once(tmp_path: Path) -> None:
+    identities = Identities.open(tmp_path / "secrets")
+    known = Offices(identities.secrets_dir("gate") / "offices.json")
+    assert known.account(WUCHANG) is None
+    identities.publish_offices([WUCHANG])
+    assert known.account(WUCHANG) == identities.office_keys.account(WUCHANG).public
+    identities.publish_offices([WUCHANG, QINGSHAN])
+    assert known.account(QINGSHAN) == identities.office_keys.account(QINGSHAN).public
+
+
+# --- a server of your own ----------------------------------------------------------------------------------------------
 
 
 async def test_a_server_of_your_own_is_kept_to_the_register_too(

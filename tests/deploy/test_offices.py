@@ -6,7 +6,7 @@ import pytest
 
 from deploy import claims
 from deploy.claims import Key
-from deploy.offices import Office, OfficeKeys, account, diff, offices
+from deploy.offices import GateKeys, Office, OfficeKeys, account, diff, offices
 from shared.facts import AgreementSet, App, Fact, OfficeSet
 from shared.register import Register, evolve
 from tests.examples import DISTRICT, HONGSHAN, NEIGHBOUR, OUJING, QINGSHAN, WUCHANG, XINXIANG, area
@@ -14,6 +14,7 @@ from tests.examples import DISTRICT, HONGSHAN, NEIGHBOUR, OUJING, QINGSHAN, WUCH
 NOON = datetime(2026, 11, 23, 4, tzinfo=UTC)
 BOARD = App(app="board", key=Key.derive("x", "user", "board").public)
 OPERATOR, HUB, KEYS = Key.derive("o", "operator"), Key.derive("o", "account", "HUB"), OfficeKeys("k")
+GATE = GateKeys("g")
 
 
 def agreed(
@@ -162,4 +163,4 @@ def test_a_difference_says_what_comes_and_goes() -> None:
 
 
 def _account(office: Office, now: datetime = NOON) -> claims.Claims:
-    return claims.read(account(office, operator=OPERATOR, hub=HUB, keys=KEYS, now=now))
+    return claims.read(account(office, operator=OPERATOR, hub=HUB, keys=KEYS, gate=GATE, now=now))

@@ -26,7 +26,7 @@ from nats.errors import Error as NatsError
 from deploy import claims
 from deploy.claims import Key
 from deploy.identities import SERVICES
-from deploy.offices import CONNECTIONS_MAX, PAYLOAD_MAX, SUBSCRIPTIONS_MAX
+from deploy.offices import CONNECTIONS_MAX, PAYLOAD_MAX, SUBSCRIPTIONS_MAX, OfficeKeys
 from shared.bus import Bus, Request
 from shared.facts import App
 from tests.examples import HONGSHAN, OUJING, QINGSHAN, RATED, WUCHANG, XINXIANG
@@ -564,11 +564,24 @@ async def test_apps_and_people_come_by_websocket(world: World) -> None:
 @pytest.mark.parametrize("account", ["the hub", "the system", "an office whose people are not let in"])
 @pytest.mark.parametrize("signer", ["staff", "member", "gate"])
 async def test_the_gates_keys_open_no_account_that_does_not_list_them(world: World, signer: str, account: str) -> None:
-    keys, user = world.identities.office_keys, Key.new("user")
-    key = keys.gate() if signer == "gate" else keys.people(signer)
+    keys, user, gate = world.identities.office_keys, Key.new("user"), world.identities.gate_keys
+    key = gate.gate() if signer == "gate" else gate.people(signer)
     target = {"the hub": world.identities.hub, "the system": world.identities.sys}.get(account, keys.account(HONGSHAN))
     token = claims.user(key, target.public, user.public, "admin", iat=int(time.time()))
     await _is_not_let_in(world, user_credentials=RawCredentials(claims.credentials(token, user.seed)))
+
+
+def test_the_gate_holds_nothing_that_is_an_offices_or_the_operators(world: World) -> None:
+    identities, folder = world.identities, world.identities.secrets_dir("gate")
+    assert {file.name for file in folder.iterdir()} == {"people_secret", "offices.json"}
+    people = identities.secret("gate", "people_secret")
+    theirs = OfficeKeys(people)  # what follows from all that it has
+    board = world.register.offices[WUCHANG].apps[0]
+    assert theirs.account(WUCHANG) != identities.office_keys.account(WUCHANG)
+    assert theirs.app(WUCHANG, board) != identities.office_keys.app(WUCHANG, board)
+    assert Key.derive(people, "operator") != identities.operator
+    known = json.loads((folder / "offices.json").read_text())
+    assert known == {d: identities.office_keys.account(d).public for d in (WUCHANG, QINGSHAN, HONGSHAN)}
 
 
 @pytest.mark.parametrize("subject", [">", "evt.>", "cmd.>", "_INBOX_sys.>", "$SYS.ACCOUNT.>"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -27,8 +28,10 @@ from shared.facts import Language
 from shared.limiting import Limits, network
 from shared.problems import problem
 
-MISSES_PER_S, MISSES_BURST = 0.1, 20
-"""Wrong codes that one address, or one sender behind a webhook, may try: at 40 bits nobody finds one so."""
+MISSES_PER_S, MISSES_BURST = 1, 200
+"""Wrong codes that all together may try before anybody has to wait: where ten thousand of 40 bits are open, one is found in years."""
+OWN_MISSES_PER_S, OWN_MISSES_BURST = 0.1, 1
+"""Then whoever was wrong a moment ago, by address or by sender behind a webhook, waits, and whoever was not does not."""
 # Only documented: what is no code at all is answered as a wrong one.
 Code = Annotated[str, Path(description="one-time code", json_schema_extra={"maxLength": 64})]
 Channel = Annotated[str, Path(description="a webhook's name", json_schema_extra={"pattern": f"^{VIA.pattern}$"})]
@@ -127,15 +130,21 @@ class Answering(NamedTuple):
 
 def add_replies(app: FastAPI, answering: Answering) -> None:
     """The routes of short replies: the page behind a link, and webhooks for what members write."""
-    misses, seen = Limits(MISSES_PER_S, MISSES_BURST), Seen()
+    misses, own, seen = Limits(MISSES_PER_S, MISSES_BURST), Limits(OWN_MISSES_PER_S, OWN_MISSES_BURST), Seen()
 
     def tried(whose: str, code: str) -> Found:
-        """What a code stands for; whoever tries many wrong ones waits. Raises RefusedError `code_unknown`, `too_many`."""
-        misses.look(whose, monotonic())
+        """What a code stands for; where many try wrong ones, they wait. Raises RefusedError `code_unknown`, `too_many`."""
+        now_s = monotonic()
+        try:
+            misses.look("", now_s)
+        except RefusedError:
+            own.look(whose, now_s)
         try:
             return answering.by().find(code)
         except RefusedError:
-            misses.take(whose, monotonic())
+            for counted, of in ((misses, ""), (own, whose)):
+                with suppress(RefusedError):
+                    counted.take(of, now_s)
             raise
 
     def page(content: str, status: int = 200) -> HTMLResponse:

@@ -42,12 +42,30 @@ OUTCOME = "solved"
 """How a task ends that was done by a short reply."""
 
 _VERBS = {word: verb for verb in VERBS for word in WORDS[verb]}
-_VERB = "|".join(sorted(map(re.escape, _VERBS), key=len, reverse=True))
-_GAP = r"[\s:,.;、。,;:\-—–·]*"  # full-width signs are narrow by then
-_CODE = r"(?P<code>(?:[0-9a-z][ -]?){7}[0-9a-z])(?![0-9a-z])"
-_SAID = (
-    re.compile(rf"{_GAP}(?P<verb>{_VERB}){_GAP}{_CODE}(?P<rest>.*)", re.DOTALL),
-    re.compile(rf"{_GAP}{_CODE}{_GAP}(?P<verb>{_VERB})(?P<rest>.*)", re.DOTALL),
+_GAP = r"[\s:,.;!~、。,;:!\-—–·“”\"'「」]*"  # full-width signs are narrow by then
+_CODE = r"(?P<code>[0-9a-z]{4}[ -]?[0-9a-z]{4})(?![0-9a-z])"
+_END = rf"{_GAP}(?:谢谢|thanks|thank you)?{_GAP}$"
+"""Whoever writes more than this after a yes may mean something else: `接不了`, `到不了`, `1小时后到`."""
+_WHY = "(?P<why>.*)$"
+_SHORT = ("2", "no")
+"""Behind a code, more after these may mean something else: `2点到`, `no problem`."""
+
+
+def _verb(verbs: Iterable[Verb], but: tuple[str, ...] = ()) -> str:
+    words = sorted((word for verb in verbs for word in WORDS[verb] if word not in but), key=len, reverse=True)
+    return rf"(?P<verb>{'|'.join(words)})"
+
+
+_YES = tuple(verb for verb in VERBS if verb != "decline")
+_SAID = tuple(
+    re.compile(rf"{_GAP}{pattern}", re.DOTALL)
+    for pattern in (
+        # The code first, where it stands alone: it may begin with a figure that is a verb.
+        rf"{_CODE}{_GAP}{_verb(VERBS)}了?{_END}",
+        rf"{_CODE}{_GAP}{_verb(['decline'], _SHORT)}(?![a-z]|了?[不没吗]){_WHY}",
+        rf"{_verb(_YES)}了?{_GAP}{_CODE}{_END}",
+        rf"{_verb(['decline'])}了?{_GAP}{_CODE}{_WHY}",
+    )
 )
 
 
@@ -74,7 +92,7 @@ def canonical(code: str) -> str | None:
 
 def understand(text: str) -> Said | None:
     """
-    What somebody means who writes this; None where it holds no verb with a code.
+    What somebody means who writes this; None where it is not a verb with a code, or more than that and not why somebody declines.
 
     Full-width and small letters, spaces and punctuation do not matter, nor whether the verb or the code comes first.
     """
@@ -82,9 +100,8 @@ def understand(text: str) -> Said | None:
     for pattern in _SAID:
         if (found := pattern.match(line)) and (code := canonical(found["code"])):
             word = found["verb"]
-            return Said(
-                _VERBS[word], code, reason_of(found["rest"]), "en" if word.isascii() and word.isalpha() else "zh-CN"
-            )
+            why = found.groupdict().get("why", "")
+            return Said(_VERBS[word], code, reason_of(why), "en" if word.isascii() and word.isalpha() else "zh-CN")
     return None
 
 
@@ -96,13 +113,13 @@ def reason_of(words: str) -> str:
 
 class Codes:
     """
-    The codes of all notices that can be answered, by what they stand for; None where two have the same, as hardly ever happens:
-    whoever has one of them answers in another way.
+    The codes of all notices that can be answered, by what they stand for; where two have the same, as hardly ever happens, for
+    neither: whoever has one of them answers in another way.
     """
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
-        self._by_code: dict[str, str | None] = {}
+        self._by_code: dict[str, tuple[str, ...]] = {}
         self._of: dict[str, str] = {}
 
     def of(self, notice: str) -> str:
@@ -111,11 +128,17 @@ class Codes:
 
     def find(self, code: str) -> str | None:
         """The notice that a canonical code stands for, of those that were last `kept`."""
-        return self._by_code.get(code)
+        found = self._by_code.get(code, ())
+        return found[0] if len(found) == 1 else None
 
     def keep(self, notices: Iterable[str]) -> None:
         """These can be answered, and no others."""
-        self._of = {notice: self.of(notice) for notice in notices}
-        self._by_code = {}
-        for notice, code in self._of.items():
-            self._by_code[code] = None if code in self._by_code else notice
+        now = set(notices)
+        for notice in self._of.keys() - now:
+            code = self._of.pop(notice)
+            left = tuple(other for other in self._by_code.pop(code) if other != notice)
+            if left:
+                self._by_code[code] = left
+        for notice in now - self._of.keys():
+            code = self._of[notice] = code_of(self._secret, notice)
+            self._by_code[code] = (*self._by_code.get(code, ()), notice)

@@ -51,17 +51,18 @@ class Channel(BaseModel):
 
 
 class Signed(Channel):
-    """A gateway that signs what it posts."""
+    """A gateway that signs what it posts. `sender`: the field that it names them in, where it is none of the usual ones."""
 
     kind: Literal["signed"]
     secret: Annotated[SecretStr, Field(min_length=16)]
+    sender: Annotated[str | None, Field(min_length=1)] = None
 
     def open(self, body: bytes, content_type: str, headers: Mapping[str, str], now_s: float) -> Inbound:
         """
         The message in a request.
 
         Raises:
-            RefusedError: `bad_signature` (401), `stale_signature` (403), `invalid` where it says nothing.
+            RefusedError: `bad_signature` (401), `stale_signature` (403), `invalid` where it says nothing or nobody has sent it.
         """
         timestamp, given = headers.get("paidan-timestamp", ""), headers.get("paidan-signature", "")
         made = sign(self.secret.get_secret_value(), timestamp, body)
@@ -72,7 +73,8 @@ class Signed(Channel):
         text = next((fields[name] for name in TEXT_FIELDS if fields.get(name)), None)
         if text is None:
             raise RefusedError("invalid", field="text", why="必填", why_en="required")
-        return Inbound(text, next((fields[name] for name in SENDER_FIELDS if fields.get(name)), ""))
+        names = (self.sender,) if self.sender else SENDER_FIELDS
+        return Inbound(text, _named(next((fields[name] for name in names if fields.get(name)), ""), names[0]))
 
 
 class WeCom(Channel):
@@ -106,7 +108,7 @@ class WeCom(Channel):
         """
         inner = elements(self._decrypted(query, elements(body).get("Encrypt", ""), now_s).encode())
         text = inner.get("Content", "") if inner.get("MsgType") == "text" else ""
-        return Inbound(text, inner.get("FromUserName", ""))
+        return Inbound(text, _named(inner.get("FromUserName", ""), "FromUserName"))
 
     def sealed(self, reply: str, to: str, now_s: float) -> str:
         """An answer in the callback's own response, encrypted and signed."""
@@ -245,7 +247,7 @@ def elements(document: bytes) -> dict[str, str]:
     parser.StartDoctypeDeclHandler = refuses
     try:
         parser.Parse(document, True)
-    except (expat.ExpatError, ValueError):
+    except (expat.ExpatError, ValueError, LookupError):  # of an encoding that nobody knows
         raise RefusedError(
             "invalid", field="body", why="不是可接受的 XML", why_en="not XML as it is expected"
         ) from None
@@ -262,7 +264,14 @@ def _fields(body: bytes, content_type: str) -> Mapping[str, str]:
         raise RefusedError("invalid_json") from None
     if not isinstance(document, dict):
         raise RefusedError("invalid", field="body", why="须为 JSON 对象", why_en="must be a JSON object")
-    return {name: value for name, value in document.items() if isinstance(value, str)}
+    return {name: str(value) for name, value in document.items() if isinstance(value, str | int)}
+
+
+def _named(sender: str, field: str) -> str:
+    """Raises RefusedError `invalid` where nobody is: by senders wrong codes are counted."""
+    if not sender:
+        raise RefusedError("invalid", field=field, why="缺少发送人", why_en="who sent it is missing")
+    return sender
 
 
 def _cdata(value: str) -> str:

@@ -39,12 +39,78 @@ CODE = "7K3M9QX2"
         (f"办结，{CODE}，谢谢", "done"),
         (f"4 {CODE}", "done"),
         (f"Done\n{CODE}", "done"),
+        (f"“接 {CODE}”", "accept"),  # as the message shows it
+        (f"{CODE}接", "accept"),
+        (f"{CODE} 1", "accept"),
+        (f"{CODE} 接了。", "accept"),
+        (f"{CODE} yes!", "accept"),
+        ("7K3M-9QX2，接单，谢谢！", "accept"),
+        (f"接 {CODE} thank you", "accept"),
+        (f"{CODE} 2", "decline"),
+        (f"{CODE} no", "decline"),
+        (f"no {CODE}, too far", "decline"),
+        (f"2 {CODE} 在外地", "decline"),
+        (f"{CODE} 拒太远", "decline"),
+        (f"{CODE} 拒 不舒服", "decline"),
+        (f"拒 {CODE} 不会修", "decline"),
+        (f"{CODE} 拒绝，今天休息", "decline"),
+        (f"{CODE} decline: busy", "decline"),
+        (f"拒了{CODE}太远", "decline"),
+        (f"{CODE} 到了", "arrive"),
+        (f"到了 {CODE}", "arrive"),
+        (f"{CODE} 到场", "arrive"),
+        (f"{CODE} 3", "arrive"),
+        (f"{CODE} 完成", "done"),
+        (f"{CODE}，办结了", "done"),
+        (f"完了 {CODE}", "done"),
     ],
 )
 def test_what_members_write_is_understood(text: str, verb: str) -> None:
     said = understand(text)
     assert said is not None
     assert (said.verb, said.code) == (verb, CODE)
+
+
+@pytest.mark.parametrize(
+    ("text", "verb", "code"),
+    [
+        ("27K3M9QX 1", "accept", "27K3M9QX"),
+        ("1234ABCD 2", "decline", "1234ABCD"),
+        ("1234-ABCD 3", "arrive", "1234ABCD"),
+        ("4444 4444 4", "done", "44444444"),
+        ("1 1234ABCD", "accept", "1234ABCD"),
+        ("2 12345678 太远", "decline", "12345678"),
+        ("done 7K3M 1QX2", "done", "7K3M1QX2"),
+        ("1 7K3M 9QX2", "accept", "7K3M9QX2"),
+    ],
+)
+def test_a_code_of_figures_is_read_whole(text: str, verb: str, code: str) -> None:
+    said = understand(text)
+    assert said is not None
+    assert (said.verb, said.code) == (verb, code)
+
+
+@pytest.mark.parametrize("order", ["{words} {code}", "{code} {words}", "{words}{code}", "{code}{words}"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "接不了", "接不到", "接吗", "接什么", "不接", "没接", "接单不了", "不能接单", "接不接", "1小时后到", "1点", "1楼", "一",
+        "拒不了", "不拒", "没拒", "2点到", "2点", "2人", "2号楼", "到不了", "没到", "不到", "快到了", "3点到", "3分钟到", "到不到", "到哪",
+        "完不成", "没完", "没完成", "不能办结", "4点完", "完成不了", "完成一半", "办结不了", "yes but later", "yesterday", "accept not",
+        "not done", "done?", "nothing", "not arrived", "arriving", "接 1", "接 拒", "到 完", "1 2", "123", "?", "？", "接？",
+    ],
+)  # fmt: skip
+def test_what_may_mean_something_else_is_not_guessed(order: str, words: str) -> None:
+    assert understand(order.format(words=words, code=CODE)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"{CODE} no problem", f"{CODE} no worries", f"{CODE} 2 点到", f"{CODE} 1 小时后到", f"接 {CODE} 不了", f"接 {CODE} 明天", f"到 {CODE} 不了",
+     f"完 {CODE} 没有", f"1 {CODE} 小时", f"yes {CODE} but later", f"接 {CODE} {CODE}", f"{CODE} 拒不了"],
+)  # fmt: skip
+def test_more_than_an_answer_is_not_guessed_either(text: str) -> None:
+    assert understand(text) is None
 
 
 @pytest.mark.parametrize(
@@ -110,3 +176,26 @@ def test_two_notices_of_one_code_are_answered_in_another_way(monkeypatch: pytest
     codes = Codes("secret")
     codes.keep(["one", "other"])
     assert codes.find(CODE) is None
+    codes.keep(["other", "third"])
+    assert codes.find(CODE) is None
+    codes.keep(["third"])
+    assert codes.find(CODE) == "third"
+    codes.keep([])
+    assert codes.find(CODE) is None
+
+
+def test_only_what_came_or_went_is_worked_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from services.notify import codes as under_test
+
+    made: list[str] = []
+
+    def code_of(_: str, notice: str) -> str:
+        made.append(notice)
+        return notice
+
+    monkeypatch.setattr(under_test, "code_of", code_of)
+    codes = Codes("secret")
+    codes.keep(["a", "b"])
+    codes.keep(["b", "c"])
+    assert sorted(made) == ["a", "b", "c"]
+    assert [codes.find(each) for each in "abc"] == [None, "b", "c"]

@@ -46,6 +46,18 @@ def test_a_signed_message_is_read_as_json_or_as_a_form() -> None:
     assert HOOK.open(BODY, JSON, headers(), NOW) == ("接 7K3M9QX2", "13900000001")
     form = b"mobile=13900000001&content=%E6%8E%A5+7K3M9QX2"
     assert HOOK.open(form, FORM + "; charset=utf-8", headers(form), NOW) == ("接 7K3M9QX2", "13900000001")
+    number = b'{"mobile": 13900000001, "text": "x"}'
+    assert HOOK.open(number, JSON, headers(number), NOW).sender == "13900000001"
+
+
+def test_a_gateway_may_name_its_senders_in_a_field_of_its_own_and_names_them_always() -> None:
+    body = json.dumps({"msisdn": "13900000001", "from": "10690000", "text": "接 7K3M9QX2"}).encode()
+    own = HOOK.model_copy(update={"sender": "msisdn"})
+    assert own.open(body, JSON, headers(body), NOW).sender == "13900000001"
+    assert refusal(own.open, BODY, JSON, headers(), NOW) == "invalid"
+    nobody = b'{"msisdn": "13900000001", "text": "x"}'
+    assert refusal(HOOK.open, nobody, JSON, headers(nobody), NOW) == "invalid"
+    assert refusal(WECOM.open, *callback(TEXT.replace("FromUserName", "From")), NOW) == "invalid"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,8 @@ def test_forged_old_and_foreign_callbacks_are_refused() -> None:
         "no xml",
         "",
         "<xml><Encrypt>",
+        '<?xml version="1.0" encoding="foo"?><xml><Encrypt>x</Encrypt></xml>',
+        '<?xml version="1.0" encoding="hex"?><xml><Encrypt>x</Encrypt></xml>',
     ],
 )
 def test_xml_with_entities_or_depth_or_none_at_all_is_refused(document: str) -> None:
@@ -177,6 +191,7 @@ def test_webhooks_are_configured_by_a_file(tmp_path: Path) -> None:
     "content",
     [
         '{"sms": {"kind": "signed", "secret": "tooshort"}}',
+        '{"sms": {"kind": "signed", "secret": "tooshort-tooshort", "sender": ""}}',
         '{"sms": {"kind": "fax", "secret": "tooshort-tooshort"}}',
         '{"SMS": {"kind": "signed", "secret": "tooshort-tooshort"}}',
         '{"link": {"kind": "signed", "secret": "tooshort-tooshort"}}',

@@ -56,8 +56,14 @@ class Door:
 
         answering = Answering(replies, Wording.open("https://x"), hooks, lambda: datetime.fromtimestamp(NOW, UTC))
         served: Any = None
-        app = create_app(served, answering, ready=nothing_missing, doorkeeper=Doorkeeper.from_file(None))
-        self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://notify")
+        self.app = create_app(served, answering, ready=nothing_missing, doorkeeper=Doorkeeper.from_file(None))
+        self.http = self.at("127.0.0.1")
+
+    def at(self, address: str) -> httpx2.AsyncClient:
+        """Somebody at an address."""
+        return httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=self.app, client=(address, 1)), base_url="http://notify"
+        )
 
     async def sms(self, text: str, sender: str, n: int = 0) -> dict[str, Any]:
         """A signed message; `n` makes it another one."""
@@ -88,21 +94,37 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-async def test_wrong_codes_are_all_the_same_and_who_tries_many_waits_even_with_a_right_one(door: Door) -> None:
-    answers = [await door.http.get(f"/r/{n:08}") for n in range(MISSES_BURST)]
+async def test_wrong_codes_are_all_the_same_and_a_right_one_is_let_through(door: Door) -> None:
+    answers = [await door.http.get(f"/r/{n:08}") for n in range(50)]
     assert {answer.status_code for answer in answers} == {404}
     assert len({answer.text for answer in answers}) == 1
-    for call in (door.http.get, door.http.post):
+    assert (await door.http.get(f"/r/{door.codes[0]}")).status_code == 200
+
+
+async def test_where_many_are_wrong_who_was_waits_even_with_a_right_one_and_who_was_not_does_not(door: Door) -> None:
+    from_many = [door.at(f"192.0.2.{n}") for n in range(MISSES_BURST)]
+    assert {(await one.get("/r/00000000")).status_code for one in from_many} == {404}
+    for call in (from_many[-1].get, from_many[-1].post):
         assert (await call(f"/r/{door.codes[0]}")).status_code == 429
     assert door.bus.asked == 0
+    assert (await door.at("198.51.100.1").get(f"/r/{door.codes[0]}")).status_code == 200
 
 
 async def test_each_sender_behind_a_webhook_waits_alone(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     with impatient(monkeypatch):
         for n in range(MISSES_BURST):
-            assert (await door.sms(f"接 {n:08}", "13900000001"))["code"] == "code_unknown"
-        assert (await door.sms(f"接 {door.codes[0]}", "13900000001"))["code"] == "too_many"
-        assert (await door.sms(f"接 {door.codes[0]}", "13900000002"))["code"] == "no_leader"  # the desk was asked
+            assert (await door.sms(f"接 {n:08}", f"139{n % 10:08}"))["code"] in ("code_unknown", "too_many")
+        assert (await door.sms("接 00000000", "13800000001"))["code"] == "code_unknown"
+        assert (await door.sms(f"接 {door.codes[0]}", "13800000001"))["code"] == "too_many"
+        assert (await door.sms(f"接 {door.codes[0]}", "13800000002"))["code"] == "no_leader"  # the desk was asked
+
+
+async def test_what_is_not_understood_costs_nothing_and_is_answered_with_how_to_write_it(door: Door) -> None:
+    for n in range(3):
+        answer = await door.sms(f"{door.codes[0]} 到不了", "13900000001", n)
+        assert answer["code"] == "not_understood"
+        assert "接 码" in answer["reply"]
+    assert door.bus.asked == 0
 
 
 async def test_what_could_not_be_done_now_may_be_sent_again_as_it_was(

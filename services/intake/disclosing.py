@@ -7,6 +7,7 @@ then the ciphertext is read. Whoever asks again with the same key is asked the s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,10 @@ Part = Literal["contact", "text", "address"]
 PARTS: tuple[Part, ...] = ("contact", "text", "address")
 REACH = "qry.*.intake.reach"
 """Asked by notify alone: how to write to the resident of a request."""
+REACH_WITHIN_S = 2.0
+"""As long as notify waits: nobody hears what is found later, so it is given up."""
+REACHING_MAX = 256
+"""So many questions at once: one that the ledger keeps waiting holds up no other."""
 NOTIFY = "service:notify"
 STAFF = ("clerk", "dispatcher", "supervisor")
 
@@ -131,6 +136,7 @@ class Disclosures:
         self._keeper = keeper
         self._naming = naming
         self._at = at
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def disclose(
         self, request_id: str, asked: Disclosing, *, caller: Caller, key: str, traceparent: str | None
@@ -196,8 +202,29 @@ class Disclosures:
         DISCLOSED.labels("notice").inc()
         return {"contact": opened["contact"], "language": done.case.language}
 
-    async def answer(self, request: Request) -> None:
-        """Answer `qry.<district>.intake.reach` `{"request", "notice"}`: as `reach`, or `{"problem"}`."""
+    async def take(self, request: Request) -> None:
+        """Start on `qry.<district>.intake.reach`; the next one does not wait for its answer."""
+        if len(self._answering) >= REACHING_MAX:
+            await request.answer(orjson.dumps({"problem": problem(RefusedError("unavailable", retry_after=2))}))
+            return
+        task = asyncio.create_task(self._answer(request))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, request: Request) -> None:
+        """`{"request", "notice"}` answered as `reach` does, or `{"problem"}`; not at all once nobody waits for it."""
+        try:
+            async with asyncio.timeout(REACH_WITHIN_S):
+                answer = await self._reached(request)
+        except TimeoutError:
+            logger().warning("reach_given_up", after_s=REACH_WITHIN_S)
+            return
+        except Exception as why:  # whatever one question stumbles over; its text might hold what was sealed
+            logger().error("reach_failed", why=type(why).__name__)
+            return
+        await request.answer(orjson.dumps(answer))
+
+    async def _reached(self, request: Request) -> dict[str, Any]:
         try:
             try:
                 asked = orjson.loads(request.data)
@@ -206,13 +233,12 @@ class Disclosures:
                     raise RefusedError("invalid", field="request", why="须为文字", why_en="must be text")
             except (orjson.JSONDecodeError, TypeError, KeyError):
                 raise RefusedError("invalid_json") from None
-            answer = await self.reach(request_id, notice)
+            return await self.reach(request_id, notice)
         except RefusedError as why:
-            answer = {"problem": problem(why)}
+            return {"problem": problem(why)}
         except UnavailableError as why:
             logger().warning("reach_failed", why=str(why))
-            answer = {"problem": problem(RefusedError("unavailable", retry_after=2))}
-        await request.answer(orjson.dumps(answer))
+            return {"problem": problem(RefusedError("unavailable", retry_after=2))}
 
     async def sealed(self, case: Case) -> tuple[str, Sealed | None]:
         """The office that sealed it and what its fact says of that. Raises UnavailableError."""

@@ -25,6 +25,8 @@ class Ledger:
         """It comes no further than this sequence, whatever it is asked for."""
         self.mute = False
         """It answers nobody."""
+        self.silent_on: str | None = None
+        """The one request about which it says nothing."""
         self.asked: list[int] = []
         """The positions it was to have come to."""
 
@@ -33,6 +35,8 @@ class Ledger:
         if self.mute:
             return
         asked = orjson.loads(request.data)
+        if self.silent_on is not None and asked.get("id") == self.silent_on:
+            return
         wanted = asked["position"] or 0
         self.asked.append(wanted)
         messages = await self.world.messages("EVENTS")

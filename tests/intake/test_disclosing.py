@@ -9,11 +9,12 @@ import httpx2
 import orjson
 import pytest
 
+from services.intake import disclosing
 from services.intake.disclosing import allow
 from services.intake.model import Case
 from shared.auth import Caller
 from shared.bus import Bus
-from shared.errors import RefusedError
+from shared.errors import RefusedError, UnavailableError
 from shared.facts import (
     RequestErased,
     RequestFrozen,
@@ -23,7 +24,7 @@ from shared.facts import (
     TaskHandedOver,
 )
 from shared.ids import derived_id
-from tests.intake.conftest import World, keyed
+from tests.intake.conftest import World, keyed, until
 from tests.intake.examples import LEAK, NOW, QINGSHAN, WUCHANG, opened, task_of
 from tests.intake.ledger import Ledger
 
@@ -276,6 +277,31 @@ async def test_notify_is_told_why_a_resident_cannot_be_reached(
     await world.tell(RequestErased(request_id=without["id"], kid="ab", reason="asked"), without["id"])
     assert (await reach(notify, without["id"]))["problem"]["code"] == "erased"
     assert await world.facts("request.disclosed") == []
+
+
+async def test_a_question_that_the_ledger_keeps_waiting_holds_up_no_other_and_is_given_up(
+    world: World,
+    intake: httpx2.AsyncClient,
+    ledger: Ledger,
+    submitted: dict[str, Any],
+    notify: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-2"))).json()
+    disclosures = world.instances[0].disclosures
+    ledger.silent_on = submitted["id"]
+    stuck = [asyncio.create_task(reach(notify, submitted["id"], f"n-{n}")) for n in range(3)]
+    await until(lambda: _under_way(disclosures, 3))
+    assert (await reach(notify, other["id"]))["contact"] == LEAK["contact"]
+    monkeypatch.setattr(disclosing, "REACHING_MAX", 3)
+    assert (await reach(notify, other["id"]))["problem"]["code"] == "unavailable"
+    answers = await asyncio.gather(*stuck, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {UnavailableError}
+    await until(lambda: _under_way(disclosures, 0), within_s=1)
+
+
+async def _under_way(disclosures: disclosing.Disclosures, count: int) -> bool:
+    return len(disclosures._answering) == count
 
 
 def handed_over(request_id: str, *, grant: bool) -> TaskHandedOver:

@@ -86,6 +86,10 @@ class StreamState:
     first: int
     last: int
 
+    def is_younger_than(self, recorded: datetime) -> bool:
+        """Whether it was made anew since: then what it does not hold may be missing rather than never have been."""
+        return datetime.fromisoformat(self.created) > recorded
+
 
 class Request(NamedTuple):
     """A request from the bus, to be answered once with `answer(bytes)`."""
@@ -364,7 +368,7 @@ class Bus:
         )
 
     async def state(self, stream: str = STREAM) -> StreamState:
-        """Which stream there is and how far it goes. Raises BusError where there is none."""
+        """Which stream there is and how far it goes. Raises UnavailableError where there is none."""
         answer = await self._api(f"STREAM.INFO.{stream}")
         return StreamState(answer["created"], answer["state"]["first_seq"], answer["state"]["last_seq"])
 
@@ -414,7 +418,7 @@ class Bus:
         """The configuration of a stream as the server has it, or None."""
         try:
             config: dict[str, Any] = (await self._api(f"STREAM.INFO.{name}"))["config"]
-        except _NotThereError:
+        except _NoStreamError:
             return None
         return config
 
@@ -642,7 +646,11 @@ def _identity(seed: str | None) -> dict[str, Any]:
 
 
 class _NotThereError(BusError):
-    """No such message or stream."""
+    """No such message."""
+
+
+class _NoStreamError(UnavailableError):
+    """No such stream, or not yet again: nothing is known of what it held."""
 
 
 def _bus_error(error: Mapping[str, Any]) -> BusError:
@@ -652,8 +660,10 @@ def _bus_error(error: Mapping[str, Any]) -> BusError:
         return ConflictError(detail, code)
     if code == 10199:
         return TooManyFactsError(detail, code)
-    if code in (10037, 10043, 10057, 10059):
+    if code in (10037, 10043, 10057):
         return _NotThereError(detail, code)
+    if code == 10059:
+        return _NoStreamError(detail, code)
     if code in (10008, 10009, 10077):
         return UnavailableError(detail, code)
     return BusError(detail, code)

@@ -25,7 +25,7 @@ from services.intake.metrics import ERASED
 from services.intake.model import Asked, Case, Contact
 from services.intake.naming import Naming
 from services.intake.sealing import UnreadableError, key_subject, lookup_subject
-from shared.bus import STREAM, Delivery, Stored
+from shared.bus import STREAM, Delivery, Stored, StreamState
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import Id, RequestErased
 from shared.telemetry import logger
@@ -100,6 +100,9 @@ class Erasable(Protocol):
 
     async def next(self, subjects: str, *, after: int, stream: str = STREAM) -> Delivery | None:
         """The first message behind a sequence."""
+
+    async def state(self, stream: str = STREAM) -> StreamState:
+        """Which stream there is."""
 
     async def erase(self, stream: str, subjects: str, *, below: int | None = None) -> int:
         """Delete messages and their bytes."""
@@ -239,10 +242,12 @@ class Erasing:
         await self.carry_out(Plan(district, kid, tuple(await self._sealed(district, kid)), True, "asked"))
 
     async def drop_unused(self, district: str, kid: str, lookup: str | None) -> bool:
-        """Destroy a key that seals nothing; whether it was so."""
+        """Destroy a key that seals nothing, unless the ciphertexts are younger as a whole: they may have been lost. Whether it was so."""
         subject, under = key_subject(district, kid), f"sealed.{district}.{kid}.>"
         held = await self._bus.last(subject, stream=KEYS)
-        if held is None or await self._bus.next(under, after=0, stream=SEALED):
+        if held is None or (await self._bus.state(SEALED)).is_younger_than(held.recorded):
+            return False
+        if await self._bus.next(under, after=0, stream=SEALED):
             return False
         await self._bus.erase(KEYS, subject)
         if await self._bus.next(under, after=0, stream=SEALED):  # sealed in this moment: its key comes back

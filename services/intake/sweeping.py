@@ -2,7 +2,8 @@
 Deletes what was sealed for a request that never became one: claims and ciphertexts that after an hour have no fact.
 
 A crash between ciphertext and fact leaves them, and personal data must not lie about that nobody asked for. What a fact names
-is never touched, nor its claim: a repeat may come at any later time.
+is never touched, nor its claim: a repeat may come at any later time. Nor is what is older than the streams of facts or of keys: one
+that was lost and made anew, or is still to be filled from a backup, would make everything look as if nobody needed it.
 """
 
 from __future__ import annotations
@@ -142,18 +143,27 @@ class Sweeper:
                 logger().exception("sweep_failed")
 
     async def sweep(self) -> dict[str, int]:
-        """Everything that is old enough, from where any instance has come to. Returns how many of each kind were deleted."""
+        """
+        Everything that is old enough, from where any instance has come to. Returns how many of each kind were deleted.
+
+        Raises:
+            BusError: also where one of the three streams is not there.
+        """
         created = (await self.bus.state(SEALED)).created
+        facts, keys = await self.bus.state(), await self.bus.state(KEYS)
         if created != self._created:
             self._created, self._after = created, 0
         self._after = await self._marked()
         swept = {"claim": 0, "ciphertext": 0}
-        walked = 0
+        walked = untold = 0
         try:
             while (message := await self.bus.next("sealed.>", after=self._after, stream=SEALED)) and self._is_old(
                 message
             ):
-                if held := sealing(message.subject):
+                recorded = _recorded(message)
+                if facts.is_younger_than(recorded) or keys.is_younger_than(recorded):
+                    untold += 1
+                elif held := sealing(message.subject):
                     if await self._is_left(held, message):
                         await self.bus.delete(SEALED, message.sequence)
                         SWEPT.labels(held.kind).inc()
@@ -171,10 +181,12 @@ class Sweeper:
         finally:
             if any(swept.values()):
                 logger().info("sealed_swept", claims=swept["claim"], ciphertexts=swept["ciphertext"])
+            if untold:
+                logger().warning("sealed_not_swept", older_than_facts_or_keys=untold)
         return swept
 
     def _is_old(self, message: Delivery) -> bool:
-        return self.clock() - datetime.fromtimestamp(message.recorded_ns / 1e9, UTC) > AFTER
+        return self.clock() - _recorded(message) > AFTER
 
     async def _is_left(self, held: Sealing, message: Delivery) -> bool:
         claim: bytes | None = message.data
@@ -196,3 +208,7 @@ class Sweeper:
 
     async def _mark(self) -> None:
         await self.bus.replace(SEALED, MARK, orjson.dumps({"created": self._created, "sequence": self._after}))
+
+
+def _recorded(message: Delivery) -> datetime:
+    return datetime.fromtimestamp(message.recorded_ns / 1e9, UTC)

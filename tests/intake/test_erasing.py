@@ -12,6 +12,7 @@ import pytest
 from services.intake.door import SEALED
 from services.intake.erasing import Erasing, Plan, plan
 from services.intake.sweeping import Sweeper
+from shared import streams
 from shared.errors import UnavailableError
 from tests.intake.conftest import World, keyed
 from tests.intake.crashing import Crash, Crashing
@@ -291,6 +292,20 @@ async def test_a_key_that_was_sealed_with_in_the_last_moment_comes_back(
     monkeypatch.setattr(erasing, "_bus", Late())
     assert not await erasing.drop_unused(WUCHANG, kid, None)
     assert (await world.messages("KEYS"))[-1] == (subject, key)
+
+
+async def test_a_key_stays_while_what_it_sealed_may_only_be_lost(
+    world: World, intake: httpx2.AsyncClient, submitted: dict[str, Any]
+) -> None:
+    erasing = world.instances[0].retention.erasing
+    [(_, _), (subject, _)] = keys = await world.messages("KEYS")
+    kid = subject.rpartition(".")[2]
+    await world.admin._api("STREAM.DELETE.SEALED")
+    with pytest.raises(UnavailableError):
+        await erasing.drop_unused(WUCHANG, kid, None)
+    await streams.apply(world.admin)  # there again, and still to be filled
+    assert not await erasing.drop_unused(WUCHANG, kid, None)
+    assert await world.messages("KEYS") == keys
 
 
 async def test_two_who_erase_at_once_leave_one_fact(

@@ -12,10 +12,12 @@ import pytest
 from services.intake import running
 from services.intake.door import SEALED, Door
 from services.intake.sweeping import MARK, Sealing, Sweeper, fact_subject, is_left, sealing
+from shared import streams
 from shared.bus import Bus
-from shared.errors import MalformedError
+from shared.errors import MalformedError, UnavailableError
 from tests.intake.conftest import World, keyed
 from tests.intake.examples import LEAK, WUCHANG
+from tests.intake.ledger import Ledger
 
 ID = "0199aaaa-0000-8000-8000-000000000001"
 CLAIM = Sealing("claim", ID)
@@ -99,6 +101,22 @@ async def test_after_an_hour_only_what_has_a_fact_is_there(
     repeat = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
     assert repeat.content == first.content
     assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-2"))).status_code == 201
+
+
+@pytest.mark.parametrize("lost", ["EVENTS", "KEYS"])
+async def test_nothing_is_swept_while_the_facts_or_the_keys_are_lost_or_younger(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, lost: str
+) -> None:
+    await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
+    kept = await held(world)
+    one = await sweeper(world)
+    one.finish = world.instances[0].retention.erasing.finish
+    await world.admin._api(f"STREAM.DELETE.{lost}")
+    with pytest.raises(UnavailableError):
+        await one.sweep()
+    await streams.apply(world.admin)  # there again, and still to be filled
+    assert await one.sweep() == {"claim": 0, "ciphertext": 0}
+    assert await held(world) == kept
 
 
 async def test_two_who_sweep_at_once_are_not_in_each_others_way(

@@ -46,12 +46,7 @@ async def run(settings: Settings) -> None:
     bus = await Bus.connect(settings.nats_url, name="notify", seed=settings.seed(), ca_file=settings.nats_ca_file)
     snapshots = Snapshots("notify")
     offices = Offices(bus, f"notify-{settings.instance}", Contacts(bus), channels, wording, snapshot=snapshots.begin)
-    districts = settings.fixed_districts()
-    if districts is None:
-        offices.follow_register()
-    else:
-        for district in districts:
-            offices.open(district)
+    offices.follow(settings.fixed_districts())
 
     async def ready() -> Mapping[str, str]:
         return {"stopping": "SIGTERM"} if until.is_set() else offices.missing()

@@ -7,7 +7,9 @@ URLs are secrets: they are neither logged nor named in an error, and Apprise's o
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from services.notify.contacts import CONSOLE
 from services.notify.wording import Text
@@ -99,7 +102,9 @@ class Channels:
                 raise ValueError(f"the URL of channel {name} is not one")
         self._caps = caps
         self._configured = {name: Channel(name, url, self._bucket(name)) for name, url in urls.items()}
-        self._given: dict[str, Channel] = {}
+        self._salt = os.urandom(16)
+        self._buckets: dict[bytes, Bucket] = {}
+        self._given: WeakValueDictionary[bytes, Channel] = WeakValueDictionary()
         self._pool = ThreadPoolExecutor(senders, thread_name_prefix="send")
         self._free = asyncio.Semaphore(senders)
         logging.getLogger("apprise").disabled = True
@@ -117,11 +122,15 @@ class Channels:
         name = SCHEMES.get(scheme.lower())
         if name is None:
             return None
-        if word not in self._given:
-            if len(self._given) > 10_000:
-                self._given.clear()
-            self._given[word] = Channel(name, word, self._bucket(name))
-        return self._given[word]
+        # A contact's URL is remembered while a message is on its way to it; how much it was given, without it.
+        key = hmac.digest(self._salt, word.encode(), "sha256")
+        channel = self._given.get(key)
+        if channel is None:
+            if len(self._buckets) > 10_000:
+                self._buckets.clear()
+            bucket = self._buckets.setdefault(key, self._bucket(name))
+            channel = self._given[key] = Channel(name, word, bucket)
+        return channel
 
     def _bucket(self, name: str) -> Bucket:
         return Bucket(self._caps.get(name, OTHER))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Protocol
@@ -71,12 +72,12 @@ class Bus(Protocol):
 
 
 class Contacts:
-    """Looks contacts up, and remembers them for 30 s."""
+    """Looks contacts up, and remembers them for 30 s at most: whoever is erased is forgotten at once."""
 
     def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
         self._clock = clock
-        self._known: dict[tuple[str, str], tuple[float, Contact]] = {}
+        self._known: OrderedDict[tuple[str, str], tuple[float, Contact]] = OrderedDict()  # what ends first comes first
 
     async def look_up(self, district: str, members: Iterable[str]) -> None:
         """
@@ -85,22 +86,31 @@ class Contacts:
         Raises:
             BusError: not all could be looked up.
         """
-        now = self._clock()
+        self.forget_old()
         wanted = {member for member in members if not member.startswith(RESIDENT)}
-        missing = [m for m in wanted if (known := self._known.get((district, m))) is None or known[0] <= now]
+        missing = [member for member in wanted if (district, member) not in self._known]
         for start in range(0, len(missing), LOOKUPS_MAX):
             some = missing[start : start + LOOKUPS_MAX]
             asked = (self._bus.last(f"$KV.CONTACTS.{district}.{m}", stream=BUCKET) for m in some)
             found = await asyncio.gather(*asked)
+            until_s = self._clock() + FRESH_S
             for member, stored in zip(some, found, strict=True):
-                self._known[district, member] = (now + FRESH_S, _contact(member, stored))
-        if len(self._known) > 100_000:
-            self._known = {m: known for m, known in self._known.items() if known[0] > now}
+                self._known[district, member] = (until_s, _contact(member, stored))
 
-    def known(self, district: str, member: str) -> Contact:
-        """The contact of a member who has been looked up; `NOBODY` for one who has none, and for a resident."""
+    def known(self, district: str, member: str) -> Contact | None:
+        """The contact of a member, `NOBODY` for one who has none; None where it has to be looked up (again)."""
         known = self._known.get((district, member))
-        return known[1] if known else NOBODY
+        return known[1] if known else None
+
+    def forget(self, district: str, member: str) -> None:
+        """They have been erased."""
+        self._known.pop((district, member), None)
+
+    def forget_old(self) -> None:
+        """What was looked up too long ago."""
+        now_s = self._clock()
+        while self._known and next(iter(self._known.values()))[0] <= now_s:
+            self._known.popitem(last=False)
 
 
 def _contact(member: str, stored: Stored | None) -> Contact:

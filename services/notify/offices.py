@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,15 @@ from services.notify.residents import Residents
 from services.notify.rules import RULES
 from services.notify.sending import Sender
 from services.notify.wording import Wording
-from shared import register
+from shared import register as registers
 from shared.bus import Bus
-from shared.envelope import decode
+from shared.envelope import Envelope, decode
 from shared.errors import MalformedError
-from shared.facts import DistrictSet
+from shared.facts import DistrictSet, MemberErased
 from shared.telemetry import logger
 from shared.turns import Turns
+
+ERASED = "evt.*.dispatch.*.member.erased"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Office:
 
 
 class Offices:
-    """All of them. `open` starts one, `close` drains them all."""
+    """All of them. `follow` or `open` starts them, `close` drains them all."""
 
     def __init__(
         self,
@@ -74,19 +76,23 @@ class Offices:
             asyncio.create_task(sender.run(self._stop_sending), name=f"sender {district}"),
         )
 
-    def follow_register(self) -> None:
-        """Serve every district that the register names, as soon as it does."""
-        self._following = asyncio.create_task(self._follow(), name="follow register")
+    def follow(self, districts: Iterable[str] | None) -> None:
+        """Serve these districts, or, for None, every one as soon as the register names it; forget whoever is erased."""
+        for district in districts or ():
+            self.open(district)
+        self._following = asyncio.create_task(self._follow(register=districts is None), name="follow register")
 
-    async def _follow(self) -> None:
-        reader = self._bus.reader((register.SUBJECTS,), after=0)
+    async def _follow(self, *, register: bool) -> None:
+        reader = self._bus.reader((ERASED, registers.SUBJECTS) if register else (ERASED,), after=0)
         try:
             while True:
                 for delivery in await reader.wait(5.0):
                     with suppress(MalformedError):  # the ledger and the desks say so
-                        fact = decode(delivery.subject, delivery.data).fact
-                        if isinstance(fact, DistrictSet):
-                            self.open(fact.district)
+                        match decode(delivery.subject, delivery.data):
+                            case Envelope(fact=DistrictSet(district=district)):
+                                self.open(district)
+                            case Envelope(fact=MemberErased(member_id=member), district=district):
+                                self._contacts.forget(district, member)
         finally:
             await reader.close()
 

@@ -13,7 +13,7 @@ import heapq
 import time
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -110,6 +110,7 @@ class Sender:
         """Send until told to stop; then let what is under way end (15 s at most) and report it."""
         while not until.is_set():
             self._wake.clear()
+            self._contacts.forget_old()
             wait_s = WAIT_S
             if self._turns.leading:
                 try:
@@ -181,8 +182,7 @@ class Sender:
         except BusError:
             later = now + timedelta(seconds=WAIT_S)
             for parcel in parcels:
-                for notice in parcel:
-                    heapq.heappush(due, (later, notice.recipient, notice.number, notice.id))
+                self._again(parcel, later)
             raise
         post = self._turns.state  # a turn may have passed meanwhile
         for parcel in parcels:
@@ -194,6 +194,9 @@ class Sender:
         if not parcel:
             return
         contact = self._contact(parcel[0].recipient)
+        if contact is None:
+            self._again(parcel, now)
+            return
         parcel = self._may_go(post, parcel, contact, now)
         if not parcel:
             return
@@ -208,11 +211,19 @@ class Sender:
         else:
             self._done(parcel, NO_CHANNEL, "no_channel")
 
-    def _contact(self, recipient: str) -> Contact:
-        """What is known of a recipient before their message goes out. Without a channel to residents the log hears of them."""
+    def _contact(self, recipient: str) -> Contact | None:
+        """
+        What is known of a recipient before their message goes out; None where it has to be looked up. Without a channel to residents
+        the log hears of them.
+        """
         if recipient.startswith(RESIDENT):
             return SEALED if any(map(self._channels.find, KINDS)) else NOBODY
         return self._contacts.known(self._district, recipient)
+
+    def _again(self, parcel: Iterable[Notice], at: datetime) -> None:
+        """Sort these anew, then."""
+        for notice in parcel:
+            heapq.heappush(self._due, (at, notice.recipient, notice.number, notice.id))
 
     def _make_ready(self, channel: Channel, parcel: Sequence[Notice]) -> None:
         first = parcel[0]
@@ -252,9 +263,11 @@ class Sender:
                 waiting = (post.notices.get(id) for id in ready[0][2])
                 contact = None
                 parcel = [notice for notice in waiting if notice is not None]
-                if parcel:  # it may have waited for long
-                    contact = self._contact(parcel[0].recipient)
+                if parcel and (contact := self._contact(parcel[0].recipient)):  # it may have waited for long
                     parcel = self._may_go(post, parcel, contact, now)
+                elif parcel:
+                    self._again(parcel, now)
+                    next_s = 0.0
                 if not parcel or contact is None:
                     heapq.heappop(ready)
                     continue
@@ -301,9 +314,7 @@ class Sender:
             self._log.warning("intake_unavailable", why=str(why))
             now, unknown = self._clock(), why.code == 404
             if not unknown or now - first.queued <= KNOWN_WITHIN:
-                again = now + timedelta(seconds=WAIT_S if unknown else AGAIN_S)
-                for notice in parcel:
-                    heapq.heappush(self._due, (again, notice.recipient, notice.number, notice.id))
+                self._again(parcel, now + timedelta(seconds=WAIT_S if unknown else AGAIN_S))
                 return
         left = {kind: to for kind in KINDS if reached and (to := getattr(reached.contact, kind))}
         usable = [(found, to) for kind, to in left.items() if (found := self._channels.find(kind))]

@@ -86,6 +86,7 @@ async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line_a
     contacts = Contacts(bus)
     await contacts.look_up(DISTRICT, [supervisor(DISTRICT)])
     known = contacts.known(DISTRICT, supervisor(DISTRICT))
+    assert known is not None
     assert (known.channels, known.quiet) == (("wecom", "mail"), (0, 0))
     await bus.drain()
 

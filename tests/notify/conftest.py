@@ -166,11 +166,7 @@ class Ground:
         offices = Offices(bus, instance, Contacts(bus), channels, wording, clock=clock)
         self._rest.push_async_callback(bus.drain)
         self._rest.push_async_callback(offices.close)
-        if districts is None:
-            offices.follow_register()
-        else:
-            for district in districts:
-                offices.open(district)
+        offices.follow(districts)
         return offices
 
     async def facts(

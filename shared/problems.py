@@ -149,6 +149,8 @@ WRONG: dict[str, tuple[str, str]] = {
 
 OWN: dict[str, str] = {
     "a phone number has at least three digits": "电话号码至少有三位数字",
+    "a pseudonym such as m-17, or another id: it is kept for ever": "须为代号(如 m-17)或其他编号:将永久保存",
+    "a number of seven digits or more may be somebody's, and is kept for ever": "七位以上的数字可能是个人号码,且将永久保存",
     "lon and lat belong together": "经度与纬度须同时给出",
     "either request or contact": "请给出诉求编号或联系方式之一",
     "a contact needs a phone or an email": "联系方式须有电话或邮箱",

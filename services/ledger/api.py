@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import FastAPI, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.ledger import cases
 from services.ledger.acting import Acts
@@ -202,13 +203,32 @@ class Ndjson(StreamingResponse):
     media_type = "application/x-ndjson"
 
 
+def _id(of: str) -> str:
+    if not ID.fullmatch(of):
+        raise ValueError("a pseudonym such as m-17, or another id: it is kept for ever")
+    return of
+
+
+def _impersonal(why: str) -> str:
+    if LONG_NUMBER.search(why):
+        raise ValueError("a number of seven digits or more may be somebody's, and is kept for ever")
+    return why
+
+
+ID = re.compile(r"(?:[a-z]|[0-9][0-9_-]*[a-z])[a-z0-9_-]*", re.ASCII)
+LONG_NUMBER = re.compile(r"\d{7}")
+OfWhat = Annotated[Text, AfterValidator(_id), Field(max_length=64, json_schema_extra={"pattern": f"^{ID.pattern}$"})]
+Sentence = Annotated[Text, AfterValidator(_impersonal), Field(json_schema_extra={"pattern": r"^\d{0,6}(\D+\d{0,6})*$"})]
+"""An administrator's: it goes into the ledger."""
+
+
 class Application(BaseModel):
     """A register document, and why it is applied; the document alone will do."""
 
     model_config = ConfigDict(extra="forbid")
 
     document: dict[str, Any]
-    why: str = Field("", max_length=200)
+    why: Sentence = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -217,16 +237,19 @@ class Application(BaseModel):
 
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+Version = Annotated[
+    str | None, Header(alias="If-Match", pattern=r'^"[0-9a-f]{64}"$', description="ETag of the register that was read")
+]
 
 
 class Act(BaseModel):
-    """What was done, on what (a pseudonym or another id), and why: nothing personal."""
+    """What was done, on what (a pseudonym or another id), and why. It is kept for ever: nothing personal."""
 
     model_config = ConfigDict(extra="forbid")
 
     act: Code
-    of: Annotated[Text, Field(min_length=1)]
-    why: Text = ""
+    of: OfWhat
+    why: Sentence = ""
 
 
 District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
@@ -341,9 +364,10 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         },
     )
     async def apply_register(  # the register is one for all: a district's admin would rewrite the others'
-        caller: Registrar, body: Application, dry_run: Annotated[bool, Query()] = False
+        caller: Registrar, body: Application, dry_run: Annotated[bool, Query()] = False, if_match: Version = None
     ) -> Response:
-        answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, dry_run=dry_run)
+        of = if_match.strip('"') if if_match else None
+        answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, of=of, dry_run=dry_run)
         if answer["applied"]:
             logger().info("register_applied", by=caller.actor, facts=answer["facts"], sequence=answer["sequence"])
         return _json(answer)

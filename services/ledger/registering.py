@@ -414,12 +414,15 @@ class Registry:
         await self._wait_for(last.sequence if last else 0)
         return self.register
 
-    async def apply(self, document: Any, *, why: str, by: str, dry_run: bool = False) -> dict[str, Any]:
+    async def apply(
+        self, document: Any, *, why: str, by: str, of: str | None = None, dry_run: bool = False
+    ) -> dict[str, Any]:
         """
         Bring the register to a document, or say what that would change.
 
         Args:
             by: the actor.
+            of: the digest of the register that the document was written for; None: whatever it is now.
         Returns: `changes facts digest applied sequence`.
         Raises:
             RefusedError: `invalid`, or `stale_register` where somebody else was first.
@@ -428,6 +431,8 @@ class Registry:
         wanted = read(document)
         register = await self.current()
         fence = self.sequence
+        if of not in (None, digest(register)):
+            raise RefusedError("stale_register")
         changes = diff(register, wanted)
         todo = batches(changes, unfinished=self.unfinished)
         now = instant(self.now())

@@ -264,6 +264,21 @@ async def test_a_register_is_previewed_applied_and_then_already_there(service: S
     assert (bare.status_code, bare.json()["facts"]) == (200, 0)
 
 
+async def test_a_document_for_another_register_than_there_is_changes_nothing(service: Service) -> None:
+    digest = (await service.apply(DOCUMENT)).json()["digest"]
+    changed = json.loads(json.dumps({"items": DOCUMENT["items"][:1]}))
+    changed["items"][0]["effort"] = 21
+
+    async def apply(of: str) -> tuple[int, str]:
+        headers = {**service.bearer("admin"), "If-Match": of}
+        answer = await service.http.post("/v1/register", json=changed, headers=headers)
+        return answer.status_code, answer.json().get("code", "")
+
+    assert await apply(f'"{digest}"') == (200, "")
+    assert await apply(f'"{digest}"') == (409, "stale_register")
+    assert await apply(digest) == (422, "invalid")
+
+
 async def test_only_what_changed_becomes_a_fact(service: Service) -> None:
     await service.apply(DOCUMENT)
     changed = json.loads(json.dumps(DOCUMENT))
@@ -335,6 +350,9 @@ async def test_metrics_count_leaves_by_kind(service: Service) -> None:
 ACT = {"act": "contact_set", "of": "m-supervisor-420106", "why": "值班调整"}
 
 
+NAMES = ("李四", "13800000000", "138-0000-0000", "li.si@example.com", "Li", "a" * 65, "")
+
+
 async def act(service: Service, key: str | None, *roles: str, of: str = "*", body: Any = ACT, **params: Any) -> Any:
     """Record an act; the answer."""
     headers = service.bearer(*(roles or ("admin",)), district=of) | ({"Idempotency-Key": key} if key else {})
@@ -384,6 +402,8 @@ async def test_acts_are_an_admins_in_their_own_district_and_an_auditors_to_read(
         (await act(service, None), 400, "key_missing"),
         (await act(service, "k", body={**ACT, "act": "Contact Set"}), 422, "invalid"),
         (await act(service, "k", body={**ACT, "phone": "1"}), 422, "invalid"),
+        *[(await act(service, "k", body={**ACT, "of": of}), 422, "invalid") for of in NAMES],
+        (await act(service, "k", body={**ACT, "why": "致电 13800000000"}), 422, "invalid"),
         (await service.get("/v1/acts", "dispatcher"), 403, "forbidden"),
         (await service.get("/v1/acts", of=WUCHANG, district=QINGSHAN), 403, "foreign_district"),
     ):

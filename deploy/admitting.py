@@ -22,9 +22,13 @@ from deploy.errors import Said, SetupError
 from deploy.identities import Identities, write_secret
 from deploy.offices import offices
 from deploy.running import Running
+from shared.auth import EVERYWHERE
 from shared.facts import App, OfficeSet, plain
 from shared.keys import LOOK_S
 from shared.register import evolve
+
+TRIES = 5
+"""Of a change, where others change the register at the same time."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,27 @@ async def remove(stack: Running, district: str, app: str | None, *, why: str, dr
     return Admitted(changes)
 
 
-async def revoke(stack: Running, sub: str, *, why: str) -> int:
+async def revoke(stack: Running, sub: str, district: str, *, why: str, issuer: str | None = None) -> int:
     """
     End every token of a person that was issued until now, on HTTP and the bus, and close their connections; how many those were.
 
+    Args:
+        district: as their tokens say; `*` for somebody of all, who has no connections: the bus knows offices only.
+        issuer: whose tokens; None: all that name them so.
     Raises:
         SetupError: the ledger did not record it; nothing is done then.
     """
-    await asyncio.to_thread(stack.acted, "tokens_revoked", sub, why)
-    file = Identities.open(stack.data / "secrets").revoked_file
-    revoked = json.loads(file.read_text()) if file.exists() else {}
-    write_secret(file, json.dumps({**revoked, sub: int(time.time())}, indent=2))
+    await asyncio.to_thread(stack.acted, "tokens_revoked", sub, why, district=district)
+    identities = Identities.open(stack.data / "secrets")
+    identities.revoke(" ".join([district, sub, *([issuer] if issuer else [])]), int(time.time()))
+    if district == EVERYWHERE:
+        return 0
     sys = await stack.connect("sys")
     try:
-        closed = await keeping.kick(sys, sub)
+        account = identities.office_keys.account(district).public
+        closed = await keeping.kick(sys, account, sub)
         await asyncio.sleep(LOOK_S + 0.5)  # by then the gate has looked at the file, and nobody comes back
-        return closed + await keeping.kick(sys, sub)
+        return closed + await keeping.kick(sys, account, sub)
     finally:
         await sys.drain()
 
@@ -143,7 +152,7 @@ async def _with_a_new_key(
     key = Key.new("user")
     _named(district, app, key.public)
     file = identities.office_file(district, app)
-    coming = file.with_suffix(".new")
+    coming = file.with_suffix(f".{key.public[-8:]}.new")  # of this try alone
     if not dry_run:
         for folder in (file.parent.parent, file.parent):
             folder.mkdir(exist_ok=True)
@@ -167,12 +176,18 @@ async def _change(
     identities = Identities.open(stack.data / "secrets")
     admin, sys = await stack.connect("admin"), await stack.connect("sys")
     try:
-        kept = await keeping.current(admin)
-        before = kept.offices.get(district) or OfficeSet(district=district)
-        fact = alter(before)
-        after = evolve(kept, fact)
-        changes = await keeping.bring(sys, identities, after, datetime.now(UTC), dry_run=True)
-        await asyncio.to_thread(_apply, stack, fact, why, dry_run=dry_run)
+        for left in reversed(range(TRIES)):
+            document, version = await asyncio.to_thread(stack.register)
+            offices = {office.district: office for office in map(OfficeSet.model_validate, document["offices"])}
+            fact = alter(offices.get(district) or OfficeSet(district=district))
+            after = evolve(await keeping.current(admin), fact)
+            changes = await keeping.bring(sys, identities, after, datetime.now(UTC), dry_run=True)
+            try:
+                await asyncio.to_thread(_apply, stack, fact, why, version=version, dry_run=dry_run)
+                break
+            except SetupError as refused:
+                if refused.code != "stale_register" or not left:
+                    raise  # else somebody was first: what they changed stays
         if not dry_run:
             await keeping.bring(sys, identities, await keeping.current(admin), datetime.now(UTC))
         return changes
@@ -192,10 +207,11 @@ def _named(district: str, app: str, key: str) -> None:
         ) from None
 
 
-def _apply(stack: Running, fact: OfficeSet, why: str, *, dry_run: bool) -> Mapping[str, Any]:
+def _apply(stack: Running, fact: OfficeSet, why: str, *, version: str, dry_run: bool) -> Mapping[str, Any]:
     document = {"offices": [{"district": fact.district, "apps": [plain(a) for a in fact.apps], "people": fact.people}]}
     body = json.dumps({"document": document, "why": why}).encode()
-    return stack.post("ledger", "/v1/register", body, roles=["admin"], params={"dry_run": "true"} if dry_run else {})
+    params = {"dry_run": "true"} if dry_run else {}
+    return stack.post("ledger", "/v1/register", body, roles=["admin"], params=params, headers={"If-Match": version})
 
 
 def _require(office: OfficeSet, app: str) -> None:

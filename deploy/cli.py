@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -56,7 +57,7 @@ app.add_typer(ledger_app, name="ledger")
 
 Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]
-Why = Annotated[str, typer.Option(help="缘由，记入账本，勿写个人信息 / why, for the ledger; nothing personal")]
+Why = Annotated[str, typer.Option(help="缘由，永久记入账本，勿写个人信息 / why, kept for ever; nothing personal")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="只检查，不改动 / check only, change nothing")]
 OfRequest = Annotated[str | None, typer.Option("--request", help="诉求编号 / one of their requests")]
 OfContact = Annotated[
@@ -147,7 +148,8 @@ def token(
             Said("请先运行 paidan up，或用 --data 指定目录", "run `paidan up` first or name its folder with --data"),
         )
     holds = duration(ttl)
-    if sub != OPERATOR and (stack := running(data)):
+    _person(sub, district)
+    if (stack := running(data)) and "ledger" in stack.urls:
         stack.acted("token_issued", sub, f"{' '.join(role)} {ttl}", district=district)
     print(issue_token(Identities.open(data / "secrets"), sub, district, role, holds))
 
@@ -155,15 +157,18 @@ def token(
 @app.command()
 def revoke(
     sub: Annotated[str, typer.Argument(help="持有人代号，如 m-17 / whose, a pseudonym such as m-17")],
+    district: Annotated[str, typer.Option(help="令牌所属行政区代码，* 为全部区的人员 / as their tokens say; or *")],
     why: Why,
+    issuer: Annotated[str | None, typer.Option(help="只限此签发者 / of this issuer only; else of all")] = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """作废某人的全部令牌并断开其连接 / end somebody's tokens and connections."""
     from deploy import admitting
     from deploy.running import Running
 
-    closed = _run(admitting.revoke(Running.find(data), sub, why=why))
-    print(f"{sub}：断开 {closed} 个总线连接 / {closed} bus connections closed")
+    _person(sub, district)
+    closed = _run(admitting.revoke(Running.find(data), sub, district, why=why, issuer=issuer))
+    print(f"{district} {sub}：断开 {closed} 个总线连接 / {closed} bus connections closed")
 
 
 @app.command()
@@ -294,7 +299,8 @@ def register_apply(
     from deploy.running import Running
 
     stack = Running.find(data)
-    body = json.dumps({"document": _read_json(file), "why": why or file.name}).encode()
+    named = re.sub(r"\d{7,}", "…", file.name)  # the ledger takes no long numbers: they may be somebody's
+    body = json.dumps({"document": _read_json(file), "why": why or named}).encode()
     answer = stack.post("ledger", "/v1/register", body, roles=["admin"], params=_dry(dry_run))
     if json_output:
         _print_json(answer)
@@ -519,6 +525,22 @@ def running(data: Path) -> "Running | None":
         return Running.find(data)
     except SetupError:
         return None
+
+
+def _person(sub: str, district: str) -> None:
+    """Raises SetupError where somebody is named by more than a pseudonym: the ledger would keep it for ever."""
+    from shared.auth import DISTRICTS, PSEUDONYM
+
+    if not PSEUDONYM.fullmatch(sub):
+        raise SetupError(
+            Said(f"{sub} 不是代号", f"{sub} is no pseudonym"),
+            Said("用小写字母、数字和 -，如 m-17", "use lower-case letters, digits and -, as in m-17"),
+        )
+    if not DISTRICTS.fullmatch(district):
+        raise SetupError(
+            Said(f"{district} 不是行政区代码", f"{district} is no district's code"),
+            Said("六位数字，或 *", "six digits, or *"),
+        )
 
 
 def duration(text: str) -> timedelta:

@@ -17,7 +17,9 @@ class SetupError(Exception):
     Nothing is retried: the command prints `str(error)`, one line, and exits with 2.
     """
 
-    def __init__(self, problem: Said, remedy: Said) -> None:
+    def __init__(self, problem: Said, remedy: Said, code: str = "") -> None:
+        """With the `code` of a service's refusal, where it was one."""
+        self.code = code
         self.problem = problem
         self.remedy = remedy
         super().__init__(problem, remedy)

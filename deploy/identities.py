@@ -6,6 +6,7 @@ with), `<service>/<secret>` (what that service is given, and nothing else), `off
 short replies), `tokens.pem`, `jwks.json`, `mongo/<user>` and `mongo/keyfile`.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -176,8 +177,21 @@ class Identities:
 
     @property
     def revoked_file(self) -> Path:
-        """Whose tokens no longer count: `sub` → seconds since 1970, up to which they were issued. It need not be there."""
+        """
+        Whose tokens no longer count: `<district> <sub>`, and for those of one issuer ` <issuer>` → seconds since 1970, up to which
+        they were issued. It need not be there.
+        """
         return self.folder / "revoked.json"
+
+    def revoke(self, whose: str, at: int) -> None:
+        """Write one more into `revoked_file`; whoever does so at the same time waits."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            before = json.loads(self.revoked_file.read_text()) if self.revoked_file.exists() else {}
+            write_secret(self.revoked_file, json.dumps({**before, whose: at}, indent=2))
+        finally:
+            os.close(folder)
 
     @property
     def signing_key(self) -> Ed25519PrivateKey:
@@ -444,7 +458,7 @@ def _keep(file: Path, make: Callable[[], str]) -> None:
 
 def write_secret(file: Path, text: str) -> None:
     """Write a file that only its owner reads, in place of what was there; a crash leaves the whole file or the old one."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as out:
         out.write(text)

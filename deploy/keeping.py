@@ -90,14 +90,21 @@ async def _claims(sys: Bus, verb: str, data: bytes) -> Any:
     return answer["data"]
 
 
-async def kick(sys: Bus, person: str) -> int:
-    """Close every connection of a person, by the name in their token, in whatever office; how many there were."""
-    asked = json.dumps({"auth": True, "limit": CONNECTIONS_MAX}).encode()
-    answer = json.loads(await sys.request("$SYS.REQ.SERVER.PING.CONNZ", asked, timeout_s=ANSWER_WITHIN_S))
-    theirs = [c["cid"] for c in answer["data"]["connections"] or () if c.get("authorized_user") == person]
-    for cid in theirs:
-        await sys.request(f"$SYS.REQ.SERVER.{answer['server']['id']}.KICK", json.dumps({"cid": cid}).encode())
-    return len(theirs)
+async def kick(sys: Bus, account: str, person: str) -> int:
+    """
+    Close every connection of a person of an office, by the name in their token, on every server that answers; how many there were.
+
+    Args:
+        account: the office's, by its public id.
+    """
+    asked = json.dumps({"auth": True, "acc": account, "limit": CONNECTIONS_MAX}).encode()
+    closed = 0
+    for answer in map(json.loads, await sys.answers("$SYS.REQ.SERVER.PING.CONNZ", asked, timeout_s=ANSWER_WITHIN_S)):
+        theirs = [c["cid"] for c in answer["data"]["connections"] or () if c.get("authorized_user") == person]
+        for cid in theirs:
+            await sys.request(f"$SYS.REQ.SERVER.{answer['server']['id']}.KICK", json.dumps({"cid": cid}).encode())
+        closed += len(theirs)
+    return closed
 
 
 class Follower:

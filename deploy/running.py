@@ -112,6 +112,12 @@ class Running:
         params = {} if district == "*" else {"district": district}
         self.post("ledger", "/v1/acts", body, roles=["admin"], params=params, key=uuid4().hex)
 
+    def register(self) -> tuple[dict[str, Any], str]:
+        """The register as the ledger has it, and its version, for `If-Match`. Raises SetupError as `post`."""
+        response = self._call("GET", "ledger", "/v1/register", roles=["admin"])
+        document: dict[str, Any] = response.json()
+        return document, response.headers["ETag"]
+
     def post(
         self,
         service: str,
@@ -123,6 +129,7 @@ class Running:
         media_type: str = "application/json",
         key: str | None = None,
         district: str = "*",
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """
         POST to one of the services as somebody with these roles; what it answers.
@@ -131,18 +138,35 @@ class Running:
             district: where they have them.
             key: the Idempotency-Key.
         Raises:
-            SetupError: it refused, with its words, or did not answer.
+            SetupError: it refused, with its words and `code`, or did not answer.
         """
-        headers = {"Authorization": f"Bearer {self.token(*roles, district=district)}", "Content-Type": media_type}
-        if key:
-            headers["Idempotency-Key"] = key
+        more = {"Content-Type": media_type, **({"Idempotency-Key": key} if key else {}), **(headers or {})}
+        called = self._call(
+            "POST", service, path, roles=roles, district=district, content=content, params=params, headers=more
+        )
+        answer: dict[str, Any] = called.json()
+        return answer
+
+    def _call(
+        self,
+        method: str,
+        service: str,
+        path: str,
+        *,
+        roles: Sequence[str],
+        district: str = "*",
+        content: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Response:
         url = f"{self.urls[service]}{path}"
         try:
-            response = httpx2.post(
+            response = httpx2.request(
+                method,
                 url,
                 content=content,
                 params=params,
-                headers=headers,
+                headers={"Authorization": f"Bearer {self.token(*roles, district=district)}", **(headers or {})},
                 timeout=CALL_WITHIN_S,
                 trust_env=False,
                 verify=trusting(self.ca_file),
@@ -154,8 +178,7 @@ class Running:
             ) from error
         if response.is_error:
             raise refused(service, response)
-        answer: dict[str, Any] = response.json()
-        return answer
+        return response
 
 
 def given_seed(name: str) -> str | None:
@@ -172,8 +195,10 @@ def given_ca_file() -> Path | None:
 
 def refused(service: str, response: httpx2.Response) -> SetupError:
     """A service's refusal (RFC 9457, or anything else) in the words of the command line."""
+    code = ""
     try:
         problem = response.json()
+        code = str(problem["code"])
         title, remedy = str(problem["title"]), str(problem.get("detail", ""))
         title_en, remedy_en = str(problem.get("title_en", title)), str(problem.get("detail_en", remedy))
     except (ValueError, KeyError, TypeError):
@@ -185,4 +210,5 @@ def refused(service: str, response: httpx2.Response) -> SetupError:
             f"{service} refused ({response.status_code}): {title_en}",
         ),
         Said(remedy, remedy_en),
+        code,
     )

@@ -28,6 +28,8 @@ KNOWN_MAX = 10_000
 EVERYWHERE = "*"
 PSEUDONYM = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9-]{0,63}")
 DISTRICTS = re.compile(r"\*|(?!000000)\d{6}", re.ASCII)
+REVOKED = re.compile(rf"(?:{DISTRICTS.pattern}) (?:{PSEUDONYM.pattern})(?: \S+)?", re.ASCII)
+"""Whose tokens: of a district, of somebody there, and, where it is said, by which issuer."""
 Role = Literal["resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin"]
 ROLES: tuple[Role, ...] = ("resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin")
 """In the order of their weight. A resident is anybody, with or without a token."""
@@ -206,7 +208,7 @@ class Doorkeeper:
 
     Args:
         issuers: with where their keys come from.
-        revoked: `sub` → seconds since 1970; what was issued up to then does not count.
+        revoked: `<district> <sub>`, or `<district> <sub> <issuer>` → seconds since 1970; what was issued up to then does not count.
     """
 
     def __init__(
@@ -275,8 +277,16 @@ class Doorkeeper:
         return None
 
     def holds(self, caller: Caller) -> bool:
-        """Whether a token that was checked has not been revoked since. Its end is `Caller.expires`."""
-        return self._revoked is None or caller.issued > self._revoked.value.get(caller.id, -1)
+        """
+        Whether a token that was checked has not been revoked since. Its end is `Caller.expires`.
+
+        As its issuer's clock may be ahead, what was issued shortly after does not count either.
+        """
+        if self._revoked is None:
+            return True
+        until, who = self._revoked.value, f"{caller.district} {caller.id}"
+        at = max(until.get(who, float("-inf")), until.get(f"{who} {caller.issuer}", float("-inf")))
+        return caller.issued > at + self._issuers[caller.issuer][0].leeway_s
 
     async def follow(self) -> None:
         """Keep what is fetched fresh, until cancelled."""
@@ -341,8 +351,10 @@ def _by_issuer(document: Any) -> Mapping[str, Keys]:
 
 
 def _revocations(document: Any) -> Mapping[str, float]:
-    if not isinstance(document, dict) or not all(type(at) in (int, float) for at in document.values()):
-        raise ValueError("an object is expected: sub → seconds since 1970")
+    if not isinstance(document, dict) or not all(
+        REVOKED.fullmatch(who) and type(at) in (int, float) for who, at in document.items()
+    ):
+        raise ValueError("an object is expected: `<district> <sub>` → seconds since 1970")
     return document
 
 

@@ -211,6 +211,34 @@ class Bus:
             raise UnavailableError(f"no answer on {subject}: {type(why).__name__}") from None
         return answer.data
 
+    async def answers(self, subject: str, data: bytes, *, timeout_s: float = 2, quiet_s: float = 0.3) -> list[bytes]:
+        """
+        All answers to one question: those that come before nobody has said anything more for a while.
+
+        Args:
+            timeout_s: for the first; `quiet_s` for each further one.
+        Raises:
+            UnavailableError: nobody answers.
+        """
+        inbox = self._nc.new_inbox()
+        found: list[bytes] = []
+        try:
+            subscription = await self._nc.subscribe(inbox)
+            try:
+                await self._nc.publish(subject, data, reply=inbox)
+                while True:
+                    message = await subscription.next_msg(timeout=quiet_s if found else timeout_s)
+                    if (message.headers or {}).get("Status") == "503":
+                        raise UnavailableError(f"nobody answers {subject}", code=503)
+                    found.append(message.data)
+            finally:
+                with suppress(*DOWN):
+                    await subscription.unsubscribe()
+        except DOWN as why:
+            if not found:
+                raise UnavailableError(f"no answer on {subject}: {type(why).__name__}") from None
+        return found
+
     async def _api(self, what: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 2) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(
             await self.request(f"$JS.API.{what}", json.dumps(body).encode() if body else b"", timeout_s=timeout_s)

@@ -51,7 +51,7 @@ class ServiceSettings(BaseSettings):
     oidc: tuple[OidcIssuer, ...] = ()
     """JSON: other issuers of tokens, `[{"issuer": "https://id.example", "districts": ["420106"]}]`."""
     revoked_file: Path | None = None
-    """JSON: `sub` → seconds since 1970; that person's tokens issued up to then no longer count. Read again when it changes."""
+    """JSON: `<district> <sub>` → seconds since 1970: their tokens issued up to then no longer count. Read again when it changes."""
     secrets_dir: Path | None = None
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

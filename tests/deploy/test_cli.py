@@ -128,6 +128,19 @@ def test_an_unknown_role_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     assert "dispatcher" in done.stderr
 
 
+@pytest.mark.parametrize("sub", ["李四", "13800000000", "li.si@example.com", "Li"])
+@pytest.mark.parametrize(
+    "command", [("token", "--role", "member", "--sub"), ("revoke", "--why", "left", "--district", "420106")]
+)
+def test_who_is_named_by_more_than_a_pseudonym_is_not_recorded(
+    tmp_path: Path, command: tuple[str, ...], sub: str
+) -> None:
+    Identities.open(tmp_path / "secrets")
+    done = paidan(*command, sub, "--data", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no pseudonym" in done.stderr
+
+
 def test_durations_have_a_unit() -> None:
     assert duration("90s") == timedelta(seconds=90)
     assert duration("12h") == timedelta(hours=12)

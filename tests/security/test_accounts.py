@@ -93,11 +93,13 @@ async def test_an_office_that_is_removed_is_out_at_once(world: World, guests: di
     await _are_out(guests, "board", "wall", "staff", "member")
 
 
-async def test_a_person_is_kicked_by_name(world: World, guests: dict[str, Seat]) -> None:
+async def test_a_person_is_kicked_by_office_and_name(world: World, guests: dict[str, Seat]) -> None:
     async with world.person(world.token("dispatcher")) as second:
         sys = await Bus.connect(world.server.url, name="sys", seed=world.identities.seed("sys"))
-        assert await keeping.kick(sys, "staff-1") == 2
-        assert await keeping.kick(sys, "nobody") == 0
+        keys = world.identities.office_keys
+        assert await keeping.kick(sys, keys.account(QINGSHAN).public, "staff-1") == 0  # another person
+        assert await keeping.kick(sys, keys.account(WUCHANG).public, "nobody") == 0
+        assert await keeping.kick(sys, keys.account(WUCHANG).public, "staff-1") == 2
         await sys.drain()
         await asyncio.wait_for(second.closed.wait(), 1)
     await _are_out(guests, "staff")

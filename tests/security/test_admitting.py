@@ -70,12 +70,22 @@ async def test_an_office_is_let_in_shown_rotated_and_shut_out(office: Office, ru
         await bus.drain()
 
 
+async def test_at_the_same_moment_nobodys_change_is_lost(office: Office, running: Running) -> None:
+    apps = [f"app-{n}" for n in range(3)]
+    await asyncio.gather(*(admitting.add(running, WUCHANG, app, people=None, why="a test") for app in apps))
+    [known] = [one for one in await admitting.listed(running) if one["district"] == WUCHANG]
+    assert {one["app"] for one in known["apps"]} == {*apps}
+    await admitting.remove(running, WUCHANG, None, why="a test")
+
+
 async def test_people_come_and_go_with_their_tokens(office: Office, running: Running) -> None:
     await admitting.add(running, QINGSHAN, "board", people=True, why="a test")
     token = office.token("staff-7", QINGSHAN, "dispatcher")
     person = Client()
     await person.connect(office.stack.bus_url, token=token, inbox_prefix="_INBOX_staff-7", allow_reconnect=False)
-    assert await admitting.revoke(running, "staff-7", why="left") == 1
+    assert await admitting.revoke(running, "staff-7", WUCHANG, why="left") == 0
+    assert person.is_connected
+    assert await admitting.revoke(running, "staff-7", QINGSHAN, why="left") == 1
     assert not person.is_connected
     assert office.get("dispatch", "/v1/tasks", token).status_code == 401  # over HTTP as well
     with pytest.raises((NatsError, OSError)):

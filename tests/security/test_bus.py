@@ -519,7 +519,7 @@ async def test_a_revoked_token_opens_nothing(world: World, tmp_path: Path) -> No
     token = world.token("dispatcher", sub="staff-9")
     async with world.person(token, "staff-9"):
         pass
-    world.revoked_file.write_text(json.dumps({"staff-9": int(time.time())}))
+    world.revoked_file.write_text(json.dumps({f"{WUCHANG} staff-9": int(time.time())}))
     await asyncio.sleep(1.2)  # the gate looks once a second
     await _is_not_let_in(world, token=token)
     async with world.person(world.token("dispatcher")):

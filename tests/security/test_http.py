@@ -567,7 +567,7 @@ def test_a_revoked_token_opens_nothing_and_one_issued_later_does(office: Office)
     old, stranger = signed(office, sub="staff-left", iat=now - 60), signed(office, sub="staff-stays")
     assert told(office.get("dispatch", "/v1/tasks", old)) == (200, "")
     try:
-        file.write_text(json.dumps({**json.loads(before), "staff-left": now - 30}))
+        file.write_text(json.dumps({**json.loads(before), f"{WUCHANG} staff-left": now - 30}))
 
         def refused() -> bool | None:
             return True if told(office.get("dispatch", "/v1/tasks", old))[0] == 401 else None

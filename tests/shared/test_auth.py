@@ -234,14 +234,32 @@ def test_what_was_issued_before_its_holder_was_revoked_counts_no_more(mine: Iden
     token, other = signed(mine), signed(mine, sub="m-wang")
     caller = door.check(token)
     assert door.holds(caller)
-    file.write_text(json.dumps({"m-li": time.time()}))
+    now = int(time.time())
+    file.write_text(json.dumps({"420106 m-li": now}))
     assert why_not(door, token) == "it was revoked"
     assert not door.holds(caller)
+    assert why_not(door, signed(mine, iat=now + 3)) == "it was revoked"  # by a clock that is ahead
     assert door.check(other).id == "m-wang"
-    later = int(time.time()) + 2
-    assert door.check(signed(mine, iat=later, exp=later + 600)).id == "m-li"
-    file.write_text("[]")
-    assert why_not(door, token) == "it was revoked"
+    assert door.check(signed(mine, district="420107")).id == "m-li"  # somebody else
+    file.write_text(json.dumps({"420106 m-li": now - 7}))
+    assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
+    assert door.check(signed(mine)).id == "m-li"
+    for unfit in ("[]", '{"m-li": 1}', '{"420106 m-li": "now"}'):
+        file.write_text(unfit)
+        assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
+
+
+@pytest.mark.usefixtures("looking")
+async def test_of_one_issuer_whose_clock_may_be_ahead_further(
+    mine: Identities, issuer: OidcServer, tmp_path: Path
+) -> None:
+    now, file = int(time.time()), tmp_path / "revoked.json"
+    file.write_text(json.dumps({f"420106 m-li {issuer.url}": now}))
+    oidc = OidcIssuer(issuer=issuer.url, districts=("420106",))
+    door = Doorkeeper.of(settings(mine, revoked_file=file, oidc=(oidc,)))
+    assert await refused(door, issuer.token(sub="m-li", iat=now + 25)) == "it was revoked"
+    assert (await door.admit(issuer.token(sub="m-wang"))).id == "m-wang"
+    assert door.check(signed(mine)).id == "m-li"
 
 
 # --- other issuers ----------------------------------------------------------------------------------------------------

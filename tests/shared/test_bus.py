@@ -34,6 +34,20 @@ async def all_of(reader: Reader, last: int, *, within_s: float = 15) -> list[Del
     return got
 
 
+async def test_of_those_who_are_asked_all_are_heard(connect: Connect, bus: Bus) -> None:
+    for answer in (b"one", b"two"):
+        other = await connect("dispatch")
+
+        async def take(request: Request, answer: bytes = answer) -> None:
+            await request.answer(answer)
+
+        await other.serve("cmd.420106.desk.who", take)
+        await other.request("$JS.API.STREAM.INFO.EVENTS", b"")  # by then the server knows
+    assert sorted(await bus.answers("cmd.420106.desk.who", b"")) == [b"one", b"two"]
+    with pytest.raises(UnavailableError, match="nobody answers"):
+        await bus.answers("cmd.420107.desk.who", b"")
+
+
 # --- committing -------------------------------------------------------------------------------------------------------
 
 

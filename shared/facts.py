@@ -662,7 +662,7 @@ class HelpRefused(Fact):
 
 
 class HelpLapsed(Fact):
-    """Nobody reported in in time, or the task ended first."""
+    """Nobody reported in in time, the task ended first, or the office that asked thought better of it."""
 
     name = "help.lapsed"
     service = "dispatch"
@@ -671,7 +671,7 @@ class HelpLapsed(Fact):
     help_id: Id
     task_id: Id
     to: District
-    reason: Literal["ended", "unanswered"]
+    reason: Literal["ended", "taken_back", "unanswered"]
 
 
 class HelpReceived(HelpAsked):
@@ -707,7 +707,7 @@ class HelpSettled(Fact):
     task_id: Id
     asker: District
     member_id: MemberId | None = None
-    reason: Literal["ended", "unanswered", "released"]
+    reason: Literal["ended", "taken_back", "unanswered", "released"]
 
 
 class HelpReleased(Fact):

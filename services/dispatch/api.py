@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,11 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
 from services.dispatch import importing
+from services.dispatch.between import seen_by
 from services.dispatch.commands import VERBS, Outcome, Reason
 from services.dispatch.decide import unchanged
 from services.dispatch.desk import Desks
 from services.dispatch.matching import workload
-from services.dispatch.model import Task
+from services.dispatch.model import Desk, Task
 from services.dispatch.offices import Dispatcher, Key, Of, Supervisor, add_routes
 from services.dispatch.showing import OFFICE, Wanted
 from services.dispatch.streaming import LiveTail
@@ -254,7 +256,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         ]
         page = sorted(found, key=lambda task: task.id)[:limit]
         return {
-            "tasks": [_shown(task, caller) for task in page],
+            "tasks": [_shown(desk, task, caller) for task in page],
             "total": len(found),
             "next": page[-1].id if len(found) > limit else None,
         }
@@ -268,10 +270,11 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         ),
     )
     async def one(task: str, caller: Watcher, district: Of = None) -> dict[str, Any]:
-        found = desks.known(caller.one(district)).tasks.get(task)
+        desk = desks.known(caller.one(district))
+        found = desk.tasks.get(task)
         if found is None or (not caller.roles & OFFICE and caller.id not in (found.holder, *found.tried)):
             raise RefusedError("unknown_task", task=task)
-        return _shown(found, caller)
+        return _shown(desk, found, caller)
 
     @app.get(
         "/v1/members",
@@ -436,7 +439,7 @@ def plain_report(report: importing.Report) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _shown(task: Task, caller: Caller) -> dict[str, Any]:
+def _shown(desk: Desk, task: Task, caller: Caller) -> dict[str, Any]:
     """As they may see it: whom else the desk asked is not a member's affair."""
     office = bool(caller.roles & OFFICE)
     return {
@@ -444,7 +447,7 @@ def _shown(task: Task, caller: Caller) -> dict[str, Any]:
         "request": task.request,
         "round": task.round,
         "area": task.area,
-        "districts": task.districts.split(","),
+        "districts": seen_by(desk, task.area, datetime.now(UTC), task=task).split(","),
         "item": task.item,
         "urgency": task.urgency,
         "effort": task.effort,

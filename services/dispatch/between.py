@@ -40,6 +40,7 @@ from shared.facts import (
     HelpReleased,
     HelpSeated,
     HelpSettled,
+    TaskOpened,
 )
 
 if TYPE_CHECKING:  # the model holds matters, and asks us what follows for them
@@ -60,7 +61,7 @@ class Matter:
     Attributes:
         fact: the question as we asked it, or as it was received here.
         asker: the office whose task it is about.
-        area, districts: as in the question's envelope.
+        area: as in the question's envelope.
         member: who was lent, of a call for help.
         moved: when it came to its stage.
     """
@@ -68,7 +69,6 @@ class Matter:
     fact: Question
     asker: str
     area: str
-    districts: str
     moved: datetime
     stage: Stage = "open"
     member: str | None = None
@@ -84,6 +84,13 @@ class Matter:
         return not isinstance(self.fact, HandoverReceived | ConferralReceived | HelpReceived)
 
     @property
+    def offices(self) -> tuple[str, ...]:
+        """Whom it names: who asks, and who is asked."""
+        if isinstance(self.fact, ConferralOpened):
+            return (self.asker, *self.fact.parties, self.fact.lead)
+        return (self.asker, self.fact.to)
+
+    @property
     def until(self) -> datetime | None:
         """When it ends by itself: that is for whoever asked to say."""
         return self.fact.until if self.ours and self.stage in ("open", "ruled") else None
@@ -92,18 +99,17 @@ class Matter:
 def dump(matters: Map[str, Matter]) -> list[list[Any]]:
     """As plain data, the same for equal matters."""
     return [
-        [m.fact.name, dict(m.fact), m.asker, m.area, m.districts, m.moved, m.stage, m.member]
-        for _, m in sorted(matters.items())
+        [m.fact.name, dict(m.fact), m.asker, m.area, m.moved, m.stage, m.member] for _, m in sorted(matters.items())
     ]
 
 
 def load(rows: Iterable[list[Any]]) -> Map[str, Matter]:
     """Those that were dumped."""
     matters = []
-    for name, fact, asker, area, districts, moved, stage, member in rows:
+    for name, fact, asker, area, moved, stage, member in rows:
         question: Any = BY_SUBJECT[f"dispatch.{name}"].model_validate(fact)
         at = datetime.fromisoformat(moved)
-        matters.append(Matter(question, asker, intern(area), intern(districts), at, stage, member))
+        matters.append(Matter(question, asker, intern(area), at, stage, member))
     return Map((matter.id, matter) for matter in matters)
 
 
@@ -119,7 +125,10 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
         case HelpSeated(help_id=id, member_id=member, effort=effort):
             desk = _moved(desk, id, "seated", envelope.time, member)
             return replace(desk, members=desk.loaded((member,), effort))
-        case HelpAnswered(help_id=id, member_id=str(member)):
+        case HelpAnswered(help_id=id, member_id=str(member), to=to):
+            if task := desk.tasks.get(envelope.fact.task_id):
+                helped = replace(task, districts=intern(_listed(*task.districts.split(","), to)))
+                desk = replace(desk, tasks=desk.tasks.set(task.id, helped))
             return _moved(desk, id, "seated", envelope.time, member)
         case HelpReleased(help_id=id):
             return _moved(desk, id, "released", envelope.time)
@@ -150,10 +159,12 @@ def forgotten(matters: Map[str, Matter], now: datetime) -> Map[str, Matter]:
     return matters
 
 
-def carried_out(matters: Map[str, Matter], id: str | None) -> Map[str, Matter]:
+def carried_out(desk: Desk, id: str | None) -> Desk:
     """Without the hand-over of this id, now that the task has changed hands; a conferral is ended by a fact of its own."""
-    matter = matters.get(id) if id else None
-    return matters.delete(matter.id) if matter and isinstance(matter.fact, HandoverOffered) else matters
+    matter = desk.matters.get(id) if id else None
+    if matter is None or not isinstance(matter.fact, HandoverOffered):
+        return desk
+    return replace(desk, matters=desk.matters.delete(matter.id), closed=desk.closed.set(matter.id, "carried_out"))
 
 
 def _asked(desk: Desk, envelope: Envelope, fact: Question) -> Desk:
@@ -163,11 +174,11 @@ def _asked(desk: Desk, envelope: Envelope, fact: Question) -> Desk:
             asker = fact.giver
         case HelpReceived():
             asker = fact.asker
-    matter = Matter(fact, asker, intern(envelope.area), intern(envelope.districts), envelope.time)
+    matter = Matter(fact, asker, intern(envelope.area), envelope.time)
     desk = replace(desk, matters=desk.matters.set(matter.id, matter))
     if not matter.ours:
         return desk
-    task = replace(desk.tasks[fact.task_id], districts=matter.districts)
+    task = desk.tasks[fact.task_id]
     match fact:
         case HandoverOffered():
             task = replace(task, asking=matter.id, attempt=fact.attempt)
@@ -209,3 +220,30 @@ def of_task(desk: Desk, task: Task) -> list[Matter]:
     """What stands open about a task of ours: the question it is in, then those who help."""
     ids = (*((task.asking,) if task.asking else ()), *task.helps)
     return [desk.matters[id] for id in ids]
+
+
+def seen_by(desk: Desk, area: str, now: datetime, *, task: Task | None = None, matter: Matter | None = None) -> str:
+    """
+    Who may see what happens now, this office first: the parties of the area's agreement today, whom the task's carried-out
+    hand-overs and help name, and whom what stands open about it names. An agreement that has ended names nobody any more.
+    """
+    register = desk.register
+    open = (*(of_task(desk, task) if task else ()), *((matter,) if matter else ()))
+    return _listed(
+        desk.district,
+        *(task.districts.split(",") if task else ()),
+        *register.parties(area, register.today(desk.district, now)),
+        *(office for one in open for office in one.offices),
+    )
+
+
+def bound(desk: Desk, envelope: Envelope, fact: TaskOpened) -> str:
+    """Who sees a task that begins whatever is agreed: this office, who gave it, and those before whom no agreement names."""
+    given = desk.matters.get(fact.by) if fact.by else None
+    parties = desk.register.parties(envelope.area, desk.register.today(desk.district, envelope.time))
+    others = (office for office in envelope.districts.split(",") if office not in parties)
+    return _listed(desk.district, *((given.asker,) if given else ()), *others)
+
+
+def _listed(*offices: str) -> str:
+    return ",".join(dict.fromkeys(offices))

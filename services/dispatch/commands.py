@@ -172,6 +172,14 @@ class AskHelp(Verb):
     whistle: bool = False
 
 
+class TakeBackHelp(Verb):
+    """撤回借调: nobody is needed any more, as long as nobody has been lent."""
+
+    leads_to = ("help.lapsed",)
+
+    help: Id
+
+
 class Lend(Verb):
     """报到: this office seats somebody; left out, whoever its own matching finds."""
 
@@ -214,6 +222,7 @@ VERBS: dict[str, type[Verb]] = {
     "refuse": Refuse,
     "rule": Rule,
     "ask_help": AskHelp,
+    "take_back_help": TakeBackHelp,
     "lend": Lend,
     "refuse_help": RefuseHelp,
     "rate_help": RateHelp,

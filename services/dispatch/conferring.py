@@ -119,7 +119,7 @@ def receive(draft: Draft, envelope: Envelope, fact: ConferralOpened) -> None:
     """A conferral has arrived at an office that takes part in it, or leads it."""
     if draft.desk.district in (fact.lead, *fact.parties) and draft.desk.is_new(fact.conferral_id):
         received = ConferralReceived.model_validate({**dict(fact), "giver": envelope.district})
-        draft.add(received, area=envelope.area, case=envelope.case, districts=envelope.districts)
+        draft.received(envelope, received)
 
 
 def ended(draft: Draft, envelope: Envelope, fact: ConferralEnded) -> None:

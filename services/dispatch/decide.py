@@ -24,6 +24,7 @@ from services.dispatch.commands import (
     Rule,
     Sign,
     TakeBack,
+    TakeBackHelp,
 )
 from services.dispatch.drafting import Draft
 from services.dispatch.ending import close, freed, let_go
@@ -210,6 +211,8 @@ def _on_command(desk: Desk, work: Command, now: datetime) -> Decision[Desk]:
             conferring.rule(draft, command)
         case AskHelp() as command:
             helping.ask(draft, command)
+        case TakeBackHelp() as command:
+            helping.take_back(draft, command)
         case Lend() as command:
             helping.lend(draft, command)
         case RefuseHelp() as command:

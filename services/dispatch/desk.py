@@ -51,7 +51,7 @@ def inputs(district: str) -> tuple[str, ...]:
 RULES: Rules[Desk] = Rules(
     service="dispatch",
     scope="desk",
-    version=4,
+    version=5,
     marker=TurnCommitted,
     refused=InputRefused,
     inputs=inputs,

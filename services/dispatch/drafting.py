@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from services.dispatch.between import Matter
+from services.dispatch.between import Matter, Question, seen_by
 from services.dispatch.model import Desk, Task, evolve
 from shared.envelope import Envelope
 from shared.facts import NOWHERE, Fact
@@ -76,14 +76,20 @@ class Draft:
         return derived_id(self._seed, "match", of, wave)
 
     def of(self, task: Task, fact: Fact, *, to: str | None = None) -> None:
-        """One more fact about a task, for all who may see the task, and from now on for one more office."""
-        districts = self.desk.tasks.get(task.id, task).districts
+        """One more fact about a task, for all who may see it now, and for one more office."""
+        districts = seen_by(self.desk, task.area, self._now, task=self.desk.tasks.get(task.id, task))
         if to and to not in districts.split(","):
             districts += f",{to}"
         self.add(fact, area=task.area, case=task.request, districts=districts)
 
+    def received(self, envelope: Envelope, fact: Question) -> None:
+        """A question of another office has arrived."""
+        matter = Matter(fact, envelope.district, envelope.area, self._now)
+        districts = seen_by(self.desk, envelope.area, self._now, matter=matter)
+        self.add(fact, area=envelope.area, case=envelope.case, districts=districts)
+
     def on(self, matter: Matter, fact: Fact) -> None:
-        """One more fact about a matter between offices, for all who may see it."""
+        """One more fact about a matter between offices, for all who may see it now."""
         task = self.desk.tasks.get(matter.fact.task_id) if matter.ours else None
-        districts = task.districts if task else matter.districts
+        districts = seen_by(self.desk, matter.area, self._now, task=task, matter=matter)
         self.add(fact, area=matter.area, case=matter.fact.request_id, districts=districts)

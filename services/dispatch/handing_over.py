@@ -161,7 +161,7 @@ def receive(draft: Draft, envelope: Envelope, fact: HandoverOffered) -> None:
     """A question for this office has arrived."""
     if fact.to == draft.desk.district and draft.desk.is_new(fact.handover_id):
         received = HandoverReceived.model_validate({**dict(fact), "giver": envelope.district})
-        draft.add(received, area=envelope.area, case=envelope.case, districts=envelope.districts)
+        draft.received(envelope, received)
 
 
 def sign(draft: Draft, command: Sign) -> None:

@@ -7,9 +7,10 @@ The lending office seats one of its people, by its own matching or by name, and 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal
 
 from services.dispatch.between import Matter
-from services.dispatch.commands import AskHelp, Lend, RateHelp, RefuseHelp
+from services.dispatch.commands import AskHelp, Lend, RateHelp, RefuseHelp, TakeBackHelp
 from services.dispatch.drafting import Draft
 from services.dispatch.handing_over import another, sign_by
 from services.dispatch.matching import Match, best_of
@@ -80,9 +81,20 @@ def answered(draft: Draft, envelope: Envelope, fact: HelpSeated | HelpRefused) -
 
 def unanswered(draft: Draft, matter: Matter) -> None:
     """Nobody reported in in time."""
+    _lapse(draft, matter, "unanswered")
+
+
+def take_back(draft: Draft, command: TakeBackHelp) -> None:
+    """The office that asked thinks better of it; once it has heard of somebody, they are released when the task is done."""
+    matter = _help(draft.desk, command.help, ours=True)
+    if matter.stage != "open":
+        raise RefusedError("already_signed", id=matter.id)
+    _lapse(draft, matter, "taken_back")
+
+
+def _lapse(draft: Draft, matter: Matter, reason: Literal["taken_back", "unanswered"]) -> None:
     question = _question(matter)
-    fact = HelpLapsed(help_id=matter.id, task_id=question.task_id, to=question.to, reason="unanswered")
-    draft.on(matter, fact)
+    draft.on(matter, HelpLapsed(help_id=matter.id, task_id=question.task_id, to=question.to, reason=reason))
 
 
 def rate(draft: Draft, command: RateHelp) -> None:
@@ -100,7 +112,7 @@ def receive(draft: Draft, envelope: Envelope, fact: HelpAsked) -> None:
     """A call for help has arrived."""
     if fact.to == draft.desk.district and draft.desk.is_new(fact.help_id):
         received = HelpReceived.model_validate({**dict(fact), "asker": envelope.district})
-        draft.add(received, area=envelope.area, case=envelope.case, districts=envelope.districts)
+        draft.received(envelope, received)
 
 
 def lend(draft: Draft, command: Lend) -> None:
@@ -174,7 +186,7 @@ def _as_task(matter: Matter) -> Task:
         q.request_id,
         1,
         matter.area,
-        matter.districts,
+        matter.asker,
         q.item,
         q.urgency,
         q.effort,

@@ -52,7 +52,7 @@ class Task:
     An open task.
 
     Attributes:
-        districts: who may see its facts, as in the request's envelope.
+        districts: this office, and those whom its carried-out hand-overs and help name; they see its facts whatever is agreed.
         offered: who has been asked and may still answer.
         tried: everybody who was ever asked.
         until: when the present state ends by itself: an offer, being done without a rating, or being unplaced only for the hour.
@@ -219,7 +219,7 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 fact.request_id,
                 fact.round,
                 intern(envelope.area),
-                intern(envelope.districts),
+                intern(between.bound(desk, envelope, fact)),
                 intern(fact.item),
                 fact.urgency,
                 fact.effort,
@@ -230,12 +230,9 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
                 fact.point,
                 fact.language,
             )
-            return replace(
-                desk,
-                tasks=desk.tasks.set(id, task),
-                by_request=desk.by_request.set(fact.request_id, id),
-                matters=between.carried_out(desk.matters, fact.by),
-            )
+            desk = between.carried_out(desk, fact.by)
+            tasks, by_request = desk.tasks.set(id, task), desk.by_request.set(fact.request_id, id)
+            return replace(desk, tasks=tasks, by_request=by_request)
         case TaskAccepted(task_id=id, member_id=member):
             task = desk.tasks[id]
             others = tuple(m for m in task.offered if m != member)
@@ -274,7 +271,7 @@ def evolve(desk: Desk, envelope: Envelope) -> Desk:
         case TaskClosed(task_id=id):
             return _ended(desk, desk.tasks[id], "closed")
         case TaskHandedOver(task_id=id, by=by):
-            return replace(_ended(desk, desk.tasks[id], "handed_over"), matters=between.carried_out(desk.matters, by))
+            return between.carried_out(_ended(desk, desk.tasks[id], "handed_over"), by)
         case MemberEnrolled() as fact:
             return enrolled(desk, fact)
         case MemberLeft(member_id=id):

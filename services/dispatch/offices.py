@@ -157,6 +157,17 @@ def add_routes(router: APIRouter, desks: Desks, forward: Forward) -> None:
         return await forward(request, caller, "ask_help", district, key, {"task": task, **_said(body)})
 
     @router.post(
+        "/v1/help/{help}/take-back",
+        tags=["offices"],
+        summary="撤回借调 / take back a call for help",
+        responses={**refusals, **web.problems("already_signed")},
+    )
+    async def take_back_help(
+        help: str, request: Request, caller: Dispatcher, district: Of = None, key: Key = None
+    ) -> dict[str, Any]:
+        return await forward(request, caller, "take_back_help", district, key, {"help": help})
+
+    @router.post(
         "/v1/help/{help}/lend",
         tags=["offices"],
         summary="报到 / report in: lend somebody",
@@ -238,5 +249,5 @@ def _shown(matter: Matter) -> dict[str, Any]:
         "stage": matter.stage,
         "member": matter.member,
         "area": matter.area,
-        "districts": matter.districts.split(","),
+        "districts": list(dict.fromkeys(matter.offices)),
     }

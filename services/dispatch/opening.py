@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from services.dispatch.between import seen_by
 from services.dispatch.drafting import Draft
 from services.dispatch.ending import close
 from services.dispatch.handing_over import offer_to
 from services.dispatch.model import Task
 from services.dispatch.offering import offer
 from shared.envelope import Envelope
-from shared.facts import RequestReopened, RequestSubmitted, TaskHandedOver, TaskOpened
+from shared.facts import Fact, RequestReopened, RequestSubmitted, TaskHandedOver, TaskOpened
 from shared.ids import derived_id
 
 
@@ -75,8 +76,20 @@ def _begin(
         language=fact.language,
         by=fact.by if isinstance(fact, TaskHandedOver) else None,
     )
-    draft.add(opened, area=envelope.area, case=fact.request_id, districts=envelope.districts)
+    draft.add(opened, area=envelope.area, case=fact.request_id, districts=_seen_by(draft, envelope, fact))
     return draft.desk.tasks[id]
+
+
+def _seen_by(draft: Draft, envelope: Envelope, fact: Fact) -> str:
+    """Who sees it begin: the parties of today, and of a task that had begun elsewhere whom more than an agreement names."""
+    desk = draft.desk
+    today = seen_by(desk, envelope.area, draft.now).split(",")
+    if isinstance(fact, RequestSubmitted):
+        return ",".join(today)
+    agreed = desk.register.parties(envelope.area, desk.register.today(desk.district, envelope.time))
+    named = (office for office in envelope.districts.split(",") if office not in agreed)
+    giver = (envelope.district,)
+    return ",".join(dict.fromkeys((*today, *giver, *named)))
 
 
 def _server(draft: Draft, task: Task) -> str | None:

@@ -19,6 +19,7 @@ from shared.facts import (
 from shared.ids import derived_id
 from tests.dispatch.offices import GARDEN, OFFICES, City
 from tests.examples import (
+    AGREEMENT,
     DISPATCHER,
     DUE,
     HONGSHAN,
@@ -33,6 +34,8 @@ from tests.examples import (
     TASK,
     WITHDRAWN,
     WUCHANG,
+    XINXIANG,
+    envelope,
     id_of,
     submitted,
 )
@@ -152,6 +155,75 @@ def test_from_the_offer_on_both_offices_see_the_case_but_for_explanations() -> N
             assert set(one.districts.split(",")) == {WUCHANG, QINGSHAN}, one.fact.name
         elif one.fact.name == "match.explained":
             assert (one.districts, one.area) == (one.district, "-")
+
+
+@pytest.mark.parametrize("how", ["refused", "taken_back", "unanswered"])
+def test_an_office_that_was_asked_in_vain_hears_how_that_ended_and_nothing_of_what_follows(how: str) -> None:
+    city = offered()
+    if how == "refused":
+        city.ask(QINGSHAN, refusing(city))
+    elif how == "taken_back":
+        city.ask(WUCHANG, TakeBack(handover=city.id("handover.offered")))
+    else:
+        city.wait(hours=1)
+    city.settle()
+    end = city.last("handover.returned" if how == "refused" else "handover.lapsed")
+    assert QINGSHAN in end.districts.split(",")
+    city.publish(WITHDRAWN)
+    city.settle()
+    assert city.last("task.closed").districts == WUCHANG
+    over(city)
+
+
+def in_the_enclave() -> City:
+    """武昌 has a task in an enclave that 青山 sees by agreement."""
+    city = City.at_work()
+    city.publish(submitted(area=XINXIANG), area=XINXIANG)
+    city.settle()
+    assert city.last("task.opened").districts == f"{WUCHANG},{QINGSHAN}"
+    return city
+
+
+def ended(city: City) -> None:
+    """The agreement ends, and a day passes."""
+    city.stream.append(envelope(AGREEMENT.model_copy(update={"valid_to": NOW.date()})))
+    city.settle()
+    city.wait(hours=24)
+
+
+def test_with_its_agreement_a_party_stops_hearing_of_what_began_under_it() -> None:
+    city = in_the_enclave()
+    ended(city)
+    city.publish(WITHDRAWN, area=XINXIANG)
+    city.settle()
+    assert city.last("task.closed").districts == WUCHANG
+    over(city)
+
+
+def test_an_agreement_names_its_party_in_what_follows_also_of_tasks_that_were_there() -> None:
+    city = City.at_work()
+    city.stream.append(envelope(AGREEMENT.model_copy(update={"valid_from": NOW.date() + timedelta(days=1)})))
+    city.publish(submitted(area=XINXIANG), area=XINXIANG)
+    city.settle()
+    assert city.last("task.opened").districts == WUCHANG
+    city.wait(hours=24)
+    city.publish(WITHDRAWN, area=XINXIANG)
+    city.settle()
+    assert city.last("task.closed").districts == f"{WUCHANG},{QINGSHAN}"
+    over(city)
+
+
+def test_who_gave_a_task_in_the_enclave_hears_of_it_also_when_nothing_is_agreed_any_more() -> None:
+    city = in_the_enclave()
+    city.ask(WUCHANG, TO_QINGSHAN)
+    city.settle()
+    city.ask(QINGSHAN, signing(city))
+    city.settle()
+    ended(city)
+    city.publish(WITHDRAWN, area=XINXIANG)
+    city.settle()
+    assert set(city.last("task.closed").districts.split(",")) == {WUCHANG, QINGSHAN}
+    over(city)
 
 
 def test_the_grant_is_the_offers() -> None:
@@ -302,7 +374,8 @@ def test_what_the_other_office_cannot_say() -> None:
     city.ask(QINGSHAN, signing(city))
     assert city.ask(QINGSHAN, refusing(city)) == "already_signed"
     city.settle()
-    assert city.ask(QINGSHAN, signing(city), by=DISPATCHER) == "not_found"
+    assert city.ask(QINGSHAN, signing(city), by=DISPATCHER) == "over"
+    assert city.ask(WUCHANG, TakeBack(handover=city.id("handover.offered"))) == "over"
 
 
 def test_a_signature_of_an_office_that_was_not_asked_moves_nothing() -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from services.dispatch.commands import Accept, AskHelp, Done, HandOver, Lend, RateHelp, RefuseHelp, Sign
+from services.dispatch.commands import Accept, AskHelp, Done, HandOver, Lend, RateHelp, RefuseHelp, Sign, TakeBackHelp
 from shared.facts import HelpAnswered, HelpAsked, HelpSeated, HelpSettled, MatchExplained
 from tests.dispatch.offices import City
 from tests.examples import DUE, HONGSHAN, LEAK, LI, NOW, QINGSHAN, REQUEST, TASK, WITHDRAWN, WUCHANG, id_of, submitted
@@ -152,6 +152,32 @@ def test_nobody_reports_in_within_the_hour() -> None:
     assert city.ask(QINGSHAN, Lend(help=city.id("help.asked"))) == "over"
     city.settle()
     assert city.names("help.")[-2:] == ["6:help.lapsed", "7:help.settled"]
+    over(city)
+
+
+def test_a_call_for_help_is_taken_back() -> None:
+    city = whistled()
+    back = TakeBackHelp(help=city.id("help.asked"))
+    assert city.ask(QINGSHAN, back) == "not_found"
+    assert city.ask(WUCHANG, back) is None
+    city.settle()
+    assert (city.said("help.lapsed").reason, city.said("help.settled").reason) == ("taken_back", "taken_back")
+    assert city.ask(QINGSHAN, Lend(help=back.help)) == "over"
+    assert city.ask(WUCHANG, back) == "over"
+    over(city)
+
+
+def test_who_is_coming_is_not_called_off() -> None:
+    city = seated()
+    assert city.ask(WUCHANG, TakeBackHelp(help=city.id("help.asked"))) == "already_signed"
+
+
+def test_lent_while_it_was_taken_back_they_are_free_again() -> None:
+    city = whistled()
+    city.ask(QINGSHAN, Lend(help=city.id("help.asked")))
+    city.ask(WUCHANG, TakeBackHelp(help=city.id("help.asked")))
+    city.settle()
+    assert load(city) == 0
     over(city)
 
 

@@ -449,16 +449,21 @@ ENDS_RECEIVED = {
 }
 
 
+def seers(fact: Fact) -> set[str]:
+    """Whom a fact names."""
+    return set(fact.event["districts"].split(","))
+
+
 def check_offices(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
     """
     Two keys, one moment: a task changes hands where the other office had signed, or the lead had ruled so. Every question
-    has one end at either side, and both offices see what happens to the task from the question on.
+    has one end at either side, and both offices see what happens to the task while it stands open, and of help that was given.
     """
     asked: dict[str, Fact] = {}
     ends: dict[tuple[str, str], list[str]] = defaultdict(list)
     received: dict[tuple[str, str], str] = {}
     keys: dict[str, str] = {}
-    shared: dict[str, set[str]] = defaultdict(set)
+    shared: dict[str, dict[str, set[str]]] = defaultdict(dict)
     for fact in facts:
         if fact.service != "dispatch":
             continue
@@ -467,7 +472,7 @@ def check_offices(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
         id = data.get("by") if moves else data.get(f"{entity}_id") if entity in ENDS_ASKED else None
         if fact.name == "match.explained" and (fact.area != "-" or fact.event["districts"] != fact.district):
             say("explanation shared", f"at {fact.sequence}")
-        if entity == "task" and (unseen := shared[data["task_id"]] - set(fact.event["districts"].split(","))):
+        if entity == "task" and (unseen := set().union(*shared[data["task_id"]].values()) - seers(fact)):
             say("not shared", f"{fact.name} at {fact.sequence} is not seen by {unseen}")
         if id is None:
             continue
@@ -475,7 +480,7 @@ def check_offices(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
             if id in asked:
                 say("asked twice", f"{id} at {fact.sequence}")
             asked[id] = fact
-            shared[data["task_id"]] |= {fact.district, *([data["to"]] if "to" in data else data["parties"])}
+            shared[data["task_id"]][id] = {fact.district, *([data["to"]] if "to" in data else data["parties"])}
             continue
         question = asked.get(id)
         if question is None:
@@ -492,6 +497,8 @@ def check_offices(facts: Sequence[Fact], say: Say, *, ended: bool) -> None:
             say("one key only", f"{id} was handed over to {data['to']} at {fact.sequence}, who had not signed")
         if fact.district == question.district and fact.name in ENDS_ASKED[kind]:
             ends[id, fact.district].append(fact.name)
+            if fact.name != "help.released" and "member_id" not in data:
+                shared[question.data["task_id"]].pop(id, None)
         elif fact.district != question.district and fact.name in ENDS_RECEIVED[kind]:
             if kind == "help" and fact.name == "help.settled" and (id, fact.district) not in received:
                 say("settled unheard", f"{id} at {fact.sequence}")

@@ -349,21 +349,34 @@ def members_import(
 def contact_set(
     id: Annotated[str, typer.Argument(help="收件人代号，如 m-supervisor-420106 / whose, a pseudonym")],
     district: Annotated[str, typer.Option(help="行政区代码 / the district's code")],
-    channels: Annotated[str, typer.Option(help='渠道，依次尝试，如 "wecom mail" / tried in this order')],
-    language: Annotated[str, typer.Option(help="zh-CN en")] = "zh-CN",
-    quiet: Annotated[str, typer.Option(help="免打扰，如 22:00-07:00 / quiet hours; else the policy's")] = "",
-    name: Annotated[str, typer.Option(help="姓名，不入账本 / a name, never in the ledger")] = "",
-    phone: Annotated[str, typer.Option(help="电话，不入账本 / a number, never in the ledger")] = "",
+    channels: Annotated[str | None, typer.Option(help='渠道，依次尝试，如 "wecom mail" / tried in this order')] = None,
+    language: Annotated[str | None, typer.Option(help="zh-CN en")] = None,
+    quiet: Annotated[str | None, typer.Option(help="免打扰，如 22:00-07:00 / quiet hours; else the policy's")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="姓名，- 为询问；不入账本 / a name, - asks; never in the ledger")
+    ] = None,
+    phone: Annotated[
+        str | None, typer.Option(help="电话，- 为询问；不入账本 / a number, - asks; never in the ledger")
+    ] = None,
+    from_file: Annotated[
+        str | None, typer.Option(help="含以上各项的 JSON，- 为标准输入 / JSON with these, - for standard input")
+    ] = None,
     why: Why = "",
     data: Data = DEFAULT_DATA,
     json_output: Json = False,
 ) -> None:
-    """设置收件人的联系方式，替换原有 / how somebody is reached, in place of before."""
+    """
+    设置收件人的联系方式，替换原有 / how somebody is reached, in place of before.
+
+    命令行参数在进程列表与 shell 历史中可见：姓名与电话请用 - 或 --from-file；终端中未给出的会询问。
+    Everybody's `ps` and the shell's history show arguments: for name and phone use - or --from-file; what is left out is asked for.
+    """
     from deploy import contacts
     from deploy.running import Running
 
-    kept = contacts.contact(id, district, channels.split(), language, quiet, name, phone)
     stack = Running.find(data)
+    said = {"channels": channels, "language": language, "quiet": quiet, "name": name, "phone": phone}
+    kept = contacts.given(id, district, said, from_file)
     stack.acted("contact_set", kept.id, why, district=kept.district)
     sequence = _run(contacts.put(stack, kept))
     if json_output:

@@ -2,7 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,8 +41,56 @@ class Contact(BaseModel):
         return json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
+ASKED = {"channels": "渠道，如 wecom mail / channels", "name": "姓名 / name", "phone": "电话 / phone"}
+"""What a terminal is asked for, in this order."""
+
+
+def given(id: str, district: str, said: Mapping[str, str | None], from_file: str | None) -> Contact:
+    """
+    A contact as it was given: in a file, on the command line where that may be, else by who is asked.
+
+    Args:
+        said: by field, what was on the command line; `-` to be asked, from standard input where that is no terminal.
+        from_file: a JSON object with the same fields, `-` for standard input; what was said beside it goes before.
+    Raises:
+        SetupError: one of them cannot be so, or the file cannot be read.
+    """
+    known: dict[str, Any] = _read(from_file) if from_file else {}
+    for field, value in said.items():
+        left_out = value is None and field in ASKED and from_file is None and sys.stdin.isatty()
+        if value == "-" or left_out:
+            known[field] = _ask(ASKED.get(field, field))
+        elif value is not None:
+            known[field] = value
+    channels = known.pop("channels", "")
+    words = channels.split() if isinstance(channels, str) else channels
+    return contact(
+        id, district, words, **{field: known.pop(field, "") for field in ("quiet", "name", "phone")}, **known
+    )
+
+
+def _ask(what: str) -> str:
+    if sys.stdin.isatty():
+        print(f"{what}: ", end="", file=sys.stderr, flush=True)  # noqa: T201
+    return sys.stdin.readline().strip()
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+        fit = isinstance(found, dict) and found.keys() <= {*ASKED, "language", "quiet"}
+        if not fit or not all(isinstance(v, (str, list) if k == "channels" else str) for k, v in found.items()):
+            raise ValueError
+    except (OSError, ValueError):
+        raise SetupError(
+            Said(f"{file} 不是联系方式的 JSON", f"{file} holds no contact"),
+            Said("可含 channels language quiet name phone", "it may hold channels, language, quiet, name, phone"),
+        ) from None
+    return found
+
+
 def contact(
-    id: str, district: str, channels: Sequence[str], language: str, quiet: str, name: str, phone: str
+    id: str, district: str, channels: Sequence[str], quiet: str, name: str, phone: str, language: str = "zh-CN"
 ) -> Contact:
     """
     A contact from words.

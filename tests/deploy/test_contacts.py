@@ -1,6 +1,7 @@
 """Who is no member is reached too: the supervisor of a district, under an id of their own."""
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.contacts import contact
+from deploy.contacts import contact, given
 from deploy.errors import SetupError
 from deploy.stack import Stack, service_command
 from services.dispatch.importing import Row
@@ -22,7 +23,7 @@ DISTRICT = "420106"
 
 
 def test_it_is_kept_as_a_members_is() -> None:
-    ours = contact("m-1", DISTRICT, ["wecom", "mail"], "en", "22:00-07:00", "李", "110")
+    ours = contact("m-1", DISTRICT, ["wecom", "mail"], "22:00-07:00", "李", "110", "en")
     row = Row(
         id="m-1", kind="grid_member", areas=(), capacity=1, district=DISTRICT,
         name="李", phone="110", language="en", quiet="22:00-07:00", channels=("wecom", "mail"),
@@ -46,9 +47,43 @@ def test_what_cannot_be_is_said_in_one_line(
     id: str, district: str, channels: list[str], language: str, quiet: str
 ) -> None:
     with pytest.raises(SetupError) as caught:
-        contact(id, district, channels, language, quiet, "", "")
+        contact(id, district, channels, quiet, "", "", language)
     assert "\n" not in str(caught.value)
     assert "Input should" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "from_file", "typed"),
+    [
+        ({"channels": "wecom mail", "name": "-", "phone": "-"}, None, "李\n110\n"),
+        ({}, "-", '{"channels": ["wecom", "mail"], "name": "李", "phone": "110"}'),
+        ({"phone": "-", "name": "李"}, "FILE", "110\n"),
+    ],
+)
+def test_what_is_personal_comes_by_standard_input_or_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], from_file: str | None, typed: str
+) -> None:
+    (tmp_path / "FILE").write_text('{"channels": "wecom mail", "name": "somebody", "phone": "1"}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert given("m-1", DISTRICT, said, from_file) == contact("m-1", DISTRICT, ["wecom", "mail"], "", "李", "110")
+
+
+def test_a_terminal_is_asked_for_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO("mail\n李\n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert given("m-1", DISTRICT, {"channels": None, "name": None, "phone": None, "quiet": None}, None) == contact(
+        "m-1", DISTRICT, ["mail"], "", "李", ""
+    )
+
+
+@pytest.mark.parametrize("typed", ["[]", "{", '{"phone": 110}', '{"number": "110"}', '{"channels": 7}'])
+def test_a_file_that_holds_no_contact_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    with pytest.raises(SetupError) as caught:
+        given("m-1", DISTRICT, {}, "-")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

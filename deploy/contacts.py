@@ -77,7 +77,7 @@ def _ask(what: str) -> str:
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+        found: dict[str, Any] = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
         fit = isinstance(found, dict) and found.keys() <= {*ASKED, "language", "quiet"}
         if not fit or not all(isinstance(v, (str, list) if k == "channels" else str) for k, v in found.items()):
             raise ValueError

@@ -19,9 +19,11 @@ from services.notify.model import (
     FINISHED,
     GIVEN_AWAY,
     HANDOVER_ASKED,
+    HANDOVER_OVER,
     HANDOVER_REFUSED,
     HELP_ASKED,
     HELP_LAPSED,
+    HELP_OVER,
     LENT,
     MOVED,
     OFFERED,
@@ -50,10 +52,12 @@ from shared.facts import (
     Fact,
     HandoverReceived,
     HandoverReturned,
+    HandoverSettled,
     HelpAnswered,
     HelpLapsed,
     HelpReceived,
     HelpSeated,
+    HelpSettled,
     NoticeAnswered,
     NoticeFailed,
     NoticeHeld,
@@ -203,6 +207,8 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
         case HandoverReceived(task_id=id) | HandoverReturned(task_id=id):
             received = isinstance(cause.fact, HandoverReceived)
             yield _tell_supervisor(post, cause, now, id, HANDOVER_ASKED if received else HANDOVER_REFUSED)
+        case HandoverSettled(task_id=id):
+            yield _tell_supervisor(post, cause, now, id, HANDOVER_OVER)
         case ConferralOpened(task_id=id):
             received = isinstance(cause.fact, ConferralReceived)
             yield _tell_supervisor(post, cause, now, id, CONFERRAL_ASKED if received else CONFERRAL_OPENED)
@@ -214,6 +220,8 @@ def announce(post: Post, cause: Envelope, now: datetime) -> Iterator[Envelope]:
             yield _tell_supervisor(post, cause, now, id, HELP_LAPSED)
         case HelpSeated(task_id=id, member_id=member):
             yield from _tell(post, cause, now, id, (member,), LENT)
+        case HelpSettled(task_id=id, member_id=member):
+            yield from _tell(post, cause, now, id, (member or supervisor(post.district),), HELP_OVER)
         case _:
             return
 

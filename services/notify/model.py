@@ -19,6 +19,9 @@ from shared import register as registers
 from shared.envelope import Envelope
 from shared.facts import (
     AreaSet,
+    HandoverReceived,
+    HandoverRefused,
+    HandoverSettled,
     HelpReceived,
     HelpSettled,
     MemberEnrolled,
@@ -47,14 +50,16 @@ UNPLACED = "unplaced"
 LENT = "lent"
 HANDOVER_ASKED = "handover_asked"
 HANDOVER_REFUSED = "handover_refused"
+HANDOVER_OVER = "handover_over"
 CONFERRAL_OPENED = "conferral_opened"
 CONFERRAL_ASKED = "conferral_asked"
 CONFERRAL_OVERDUE = "conferral_overdue"
 HELP_ASKED = "help_asked"
 HELP_LAPSED = "help_lapsed"
-TO_MEMBERS = (OFFERED, TAKEN, OVER, WITHDRAWN, GIVEN_AWAY, ACCEPTED, ARRIVED, LENT)
+HELP_OVER = "help_over"
+TO_MEMBERS = (OFFERED, TAKEN, OVER, WITHDRAWN, GIVEN_AWAY, ACCEPTED, ARRIVED, LENT, HELP_OVER)
 TO_SUPERVISORS = (
-    *(UNPLACED, HANDOVER_ASKED, HANDOVER_REFUSED, HELP_ASKED, HELP_LAPSED),
+    *(UNPLACED, HANDOVER_ASKED, HANDOVER_REFUSED, HANDOVER_OVER, HELP_ASKED, HELP_LAPSED),
     *(CONFERRAL_OPENED, CONFERRAL_ASKED, CONFERRAL_OVERDUE),
 )
 
@@ -230,12 +235,15 @@ def take_in(post: Post, envelope: Envelope) -> Post:
         case TaskHandedOver() as fact if fact.to == post.district:
             task = post.task(fact.new_task_id)
             moved = replace(task, item=fact.item, urgent=fact.urgency >= URGENT, resident=fact.request_id, moved=True)
-            return _with(post, fact.new_task_id, moved)
+            return _with(_closed(post, fact.task_id), fact.new_task_id, moved)
         case TaskHandedOver(task_id=id):
             return _closed(post, id) if envelope.district == post.district else post
-        case HelpReceived(task_id=id, item=item, urgency=urgency):
+        case (
+            HandoverReceived(task_id=id, item=item, urgency=urgency)
+            | HelpReceived(task_id=id, item=item, urgency=urgency)
+        ):
             return _with(post, id, replace(post.task(id), item=item, urgent=urgency >= URGENT))
-        case HelpSettled(task_id=id):
+        case HandoverRefused(task_id=id) | HandoverSettled(task_id=id) | HelpSettled(task_id=id):
             return _closed(post, id)
         case MemberEnrolled(member_id=member, kind=kind):
             return replace(post, kinds=post.kinds.set(member, kind))
@@ -364,7 +372,7 @@ def _closed(post: Post, id: str) -> Post:
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
-VERSION = 3
+VERSION = 4
 """Of the state's form: a snapshot of another one is not used."""
 
 

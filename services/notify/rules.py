@@ -15,6 +15,7 @@ def remembered(district: str) -> tuple[str, ...]:
         f"evt.{district}.intake.*.request.submitted.*",
         f"{own}.member.enrolled",
         *(f"{own}.task.{what}" for what in ("opened", "accepted", "declined", "closed")),
+        *(f"{own}.handover.{what}" for what in ("received", "refused", "settled")),
         f"{own}.help.received",
         f"{own}.help.settled",
         "evt.*.dispatch.*.task.handed_over",
@@ -27,7 +28,7 @@ def inputs(district: str) -> tuple[str, ...]:
     return (
         *remembered(district),
         *(f"{own}.task.{what}" for what in ("offered", "expired", "unplaced", "arrived", "done")),
-        *(f"{own}.handover.{what}" for what in ("received", "returned")),
+        f"{own}.handover.returned",
         *(f"{own}.conferral.{what}" for what in ("opened", "received", "ended", "settled")),
         *(f"{own}.help.{what}" for what in ("seated", "answered", "lapsed")),
     )

@@ -18,7 +18,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.notify.codes import Codes
-from services.notify.model import ANSWERS, RESIDENT, TEMPLATES, Notice, Post
+from services.notify.model import ANSWERS, RESIDENT, TEMPLATES, Notice, Post, Verb
 from shared.facts import Language, Name
 
 DIGEST = "digest"
@@ -40,6 +40,8 @@ ROLES: Mapping[str, Name] = {
     "responder": Name(zh="应急队员", en="a responder"),
 }
 """What residents hear of who does it."""
+SAID: Mapping[Verb, str] = {"accept": "接", "decline": "拒", "arrive": "到", "done": "完"}
+"""What a member writes in Chinese; in English the verb itself."""
 
 TEXTS: Mapping[str, str] = {
     "offered.zh-CN": """
@@ -144,6 +146,14 @@ The help that was asked for “{{ item }}” in {{ area }} did not come in time.
 To sign for: {{ item }}
 Another office asks you to take over “{{ item }}” in {{ area }}. Please sign for it, or refuse and say on what basis.
 {{ link }}""",
+    "handover_over.zh-CN": """
+转办请求已失效：{{ item }}
+其他单位就{{ area }}的事项“{{ item }}”的转办请求已失效，已签收的也不再有效，本单位无需再处理。
+{{ link }}""",
+    "handover_over.en": """
+No longer to sign for: {{ item }}
+“{{ item }}” in {{ area }} is not handed over to us after all, also where we have signed for it: there is nothing to do.
+{{ link }}""",
     "conferral_asked.zh-CN": """
 请参加会商：{{ item }}
 {{ area }}的事项“{{ item }}”归属有争议，请参加会商。
@@ -175,6 +185,14 @@ Another office asks for somebody's help with “{{ item }}” in {{ area }}. Ple
     "lent.en": """
 Please help with: {{ item }}
 You are sent to help another office with “{{ item }}” in {{ area }}. Please go there soon.
+{{ link }}""",
+    "help_over.zh-CN": """
+支援已结束：{{ item }}
+其他单位在{{ area }}的任务“{{ item }}”不再需要支援，无需再前往。谢谢！
+{{ link }}""",
+    "help_over.en": """
+Help is over: {{ item }}
+No more help is needed with “{{ item }}” in {{ area }}: there is nothing more for you to do. Thank you!
 {{ link }}""",
     "received.zh-CN": """
 已受理：{{ item }}
@@ -331,9 +349,10 @@ class Wording:
         title, code = self.message(post, notice, language).title, self._code(notice)
         if not code:
             return title
-        return (
-            f"{title}（{self.reply_url}/r/{code}）" if language == "zh-CN" else f"{title} ({self.reply_url}/r/{code})"
-        )
+        link, verbs = f"{self.reply_url}/r/{code}", ANSWERS[notice.template]
+        if language == "zh-CN":
+            return f"{title}（回复{''.join(f'“{SAID[verb]} {code}”' for verb in verbs)}，或 {link}）"
+        return f"{title} (reply {' or '.join(f'“{verb} {code}”' for verb in verbs)}, or {link})"
 
     def _link(self, notice: Notice, task: str = "") -> str:
         return self.resident_url if notice.recipient.startswith(RESIDENT) else f"{self.public_url}/v1/tasks{task}"

@@ -26,7 +26,9 @@ from shared.facts import (
     Due,
     Fact,
     HandoverReceived,
+    HandoverRefused,
     HandoverReturned,
+    HandoverSettled,
     HelpAnswered,
     HelpLapsed,
     HelpReceived,
@@ -264,7 +266,40 @@ def test_who_is_lent_to_another_office_is_told_with_what_it_is_about() -> None:
     assert told([queued]) == [(LI, "lent")]
     assert cast(NoticeQueued, queued.fact).item == "light.out"
     settled = HelpSettled(help_id=NEW_TASK, task_id=TASK, asker=QINGSHAN, member_id=LI, reason="released")
-    post, facts = when(given(fact_of_the_desk(asked), fact_of_the_desk(seated)), fact_of_the_desk(settled))
+    post, (queued,) = when(given(fact_of_the_desk(asked), fact_of_the_desk(seated)), fact_of_the_desk(settled))
+    assert (told([queued]), post.task(TASK).closed) == ([(LI, "help_over")], True)
+    assert cast(NoticeQueued, queued.fact).item == "light.out"
+
+
+def test_what_was_asked_of_the_office_and_is_over_is_told_to_the_supervisor_with_what_it_was_about() -> None:
+    handover, help = (
+        next(fact_of_the_desk(fact) for fact, template in between_offices() if template == asked)
+        for asked in ("handover_asked", "help_asked")
+    )
+    lapsed = {"task_id": TASK, "reason": "ended"}
+    for asked, settled, template in (
+        (
+            handover,
+            HandoverSettled.model_validate({**lapsed, "handover_id": NEW_TASK, "giver": QINGSHAN}),
+            "handover_over",
+        ),
+        (help, HelpSettled.model_validate({**lapsed, "help_id": NEW_TASK, "asker": QINGSHAN}), "help_over"),
+    ):
+        post, (queued,) = when(given(asked), fact_of_the_desk(settled))
+        assert (told([queued]), post.task(TASK).closed) == ([(supervisor(WUCHANG), template)], True)
+        assert cast(NoticeQueued, queued.fact).item == "light.out"
+
+
+def test_what_the_office_has_answered_is_over_for_it() -> None:
+    asked, *_ = (fact_of_the_desk(fact) for fact, _ in between_offices())
+    refused = {
+        "handover_id": NEW_TASK,
+        "task_id": TASK,
+        "giver": QINGSHAN,
+        "reason": "wrong_place",
+        "basis": "agreement:x",
+    }
+    post, facts = when(given(asked), fact_of_the_desk(HandoverRefused.model_validate(refused)))
     assert (facts, post.task(TASK).closed) == ([], True)
 
 

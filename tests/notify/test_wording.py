@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from services.notify.codes import Codes, understand
 from services.notify.model import TEMPLATES
 from services.notify.wording import LANGUAGES, TEXTS, Wording, plain_line
 from shared.facts import Language, Name
@@ -93,6 +95,21 @@ def test_a_digest_counts_what_it_cannot_list() -> None:
     assert text.title == "免打扰期间的 25 条消息"
     assert text.body.count("· 派单：路灯不亮") == 20
     assert "· 另有 5 条" in text.body
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_digest_says_of_each_offer_how_to_answer_it(language: Language) -> None:
+    post, _ = when(given(), offered(LI), offered(LI, n=1, at=NOON + timedelta(seconds=1)))
+    codes = Codes("secret")
+    wording = Wording.open("https://x", reply_url="https://r", codes=codes)
+    lines = wording.digest(post, post.notices.values(), language).body.splitlines()
+    for notice in post.notices:
+        (line,) = (line for line in lines if codes.of(notice) in line)
+        said = [understand(words) for words in re.findall("“(.*?)”", line)]
+        assert [(one.verb, one.code) for one in said if one] == [
+            (verb, codes.of(notice)) for verb in ("accept", "decline")
+        ]
+        assert f"https://r/r/{codes.of(notice)}" in line
 
 
 def test_a_digest_of_one_is_that_message() -> None:

@@ -161,7 +161,7 @@ class Receiver:
         self._server = await asyncio.start_server(self._serve, HOST, 0)
         port = self._server.sockets[0].getsockname()[1]
         (folder / "channels.json").write_text(json.dumps({"webhook": f"json://{HOST}:{port}/{{id}}"}))
-        for template in ("offered", "taken", "over", "withdrawn", "unplaced", "given_away"):
+        for template in ("offered", "taken", "over", "withdrawn", "unplaced", "given_away", "lent", "help_over"):
             for language in ("zh-CN", "en"):
                 (folder / f"{template}.{language}.txt").write_text(template + "\n{{ link }}")
         return {

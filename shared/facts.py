@@ -190,7 +190,8 @@ class RequestErased(Fact):
 
     request_id: Id
     kid: Hex
-    reason: Literal["asked", "retention"]
+    reason: Literal["asked", "retention", "lost"]
+    """`lost`: nobody asked; its key was gone, so that what lay there could be read by nobody any more."""
 
 
 class RequestReopened(Fact):

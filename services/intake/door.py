@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from random import uniform
@@ -22,6 +21,7 @@ from services.intake.metrics import ACCEPTED
 from services.intake.model import Submission
 from services.intake.naming import RESIDENT, Naming
 from services.intake.places import Place
+from services.intake.sealing import ResidentKey
 from shared.auth import Caller
 from shared.bus import STREAM, Message, Stored
 from shared.envelope import Envelope, decode
@@ -254,8 +254,12 @@ class Door:
         )
 
     async def _store(self, one: _Submitting) -> Accepted:
-        """Key, ciphertext with claim, fact: a crash in between leaves what the next try finds and goes on from."""
-        sealed, ciphertext = await self._seal(one)
+        """
+        Key, ciphertext with claim, the key once more, fact: a crash in between leaves what the next try finds and goes on from.
+
+        Whoever destroys a key looks for ciphertexts afterwards; whoever stores one looks for the key: one of the two sees the other.
+        """
+        resident, sealed, ciphertext = await self._seal(one)
         try:
             await _until(one.ends, lambda: self._ciphertexts.store(*_together(one, ciphertext)))
         except ConflictError:
@@ -268,6 +272,8 @@ class Door:
                 one = replace(one, register=claim.register)
             if not await self._held(one, claim, ciphertext):
                 return await self._store(one)
+        if resident and not await _until(one.ends, lambda: self._keeper.holds(resident)) and monotonic() < one.ends:
+            return await self._store(one)
         envelope, fact = self._decide(one, sealed)
         message = Message(one.subject, envelope.encode(), 0)
         if monotonic() > one.ends:  # we were asleep: what was laid down may have been swept since
@@ -282,11 +288,11 @@ class Door:
         self.position = max(self.position, sequence)
         return Accepted(envelope, fact, sequence, one.register)
 
-    async def _seal(self, one: _Submitting) -> tuple[Sealed | None, Message | None]:
+    async def _seal(self, one: _Submitting) -> tuple[ResidentKey | None, Sealed | None, Message | None]:
         asked, request_id = one.asked, one.request_id
         parts = asked.personal()
         if not parts:
-            return None, None
+            return None, None, None
         contact = asked.contact.normalised() if asked.contact else None
         resident = await _until(one.ends, lambda: self._keeper.key(one.district, contact, request_id))
         data = resident.seal(request_id, one.fingerprint, parts)
@@ -295,7 +301,7 @@ class Door:
             commitment=resident.commitment(request_id, data),
             parts=tuple(name for name in PARTS if name in parts),
         )
-        return sealed, Message(resident.sealed_subject(request_id), data, 0)
+        return resident, sealed, Message(resident.sealed_subject(request_id), data, 0)
 
     async def _earlier(self, request_id: str, fingerprint: str) -> Accepted | None:
         """The stored request of this key, if there is one; raises RefusedError `key_reused` where it is another one."""
@@ -323,13 +329,20 @@ class Door:
         """
         Claim and ciphertext of a fact that is still missing, made sure of; False where somebody else was at it meanwhile.
 
-        Old ones are laid down anew, because the sweeper may be about to delete them: it knows them by their sequence.
+        Old ones are laid down anew, because the sweeper may be about to delete them: it knows them by their sequence. So is one
+        that was sealed by a key that is gone: equal bytes, by the fingerprint, are of the same key.
         """
         if claim is not None and self._clock() - claim.recorded < RENEWED_AFTER:
-            if ciphertext:
-                with suppress(ConflictError):  # equal bytes, by the fingerprint
-                    await _until(one.ends, lambda: self._ciphertexts.store(ciphertext))
-            return True
+            if ciphertext is None:
+                return True
+            try:
+                await _until(one.ends, lambda: self._ciphertexts.store(ciphertext))
+            except ConflictError:
+                laid = await _until(one.ends, lambda: self._bus.last(ciphertext.subject, stream=SEALED))
+                if laid and laid.data == ciphertext.data:
+                    return True
+            else:
+                return True
         fenced = []
         for message in _together(one, ciphertext):
             held = await _until(one.ends, lambda: self._bus.last(message.subject, stream=SEALED))  # noqa: B023

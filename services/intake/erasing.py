@@ -8,7 +8,7 @@ erasing the person erases all of these; a single request goes alone, and the key
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
@@ -25,14 +25,15 @@ from services.intake.metrics import ERASED
 from services.intake.model import Asked, Case, Contact
 from services.intake.naming import Naming
 from services.intake.sealing import UnreadableError, key_subject, lookup_subject
+from services.intake.sweeping import AFTER
 from shared.bus import STREAM, Delivery, Stored, StreamState
-from shared.errors import RefusedError, UnavailableError
+from shared.errors import ConflictError, RefusedError, UnavailableError
 from shared.facts import Id, RequestErased
 from shared.telemetry import logger
 
 ERASING = "sealed.erasing"
 """What is being erased, for whoever has to go on with it."""
-Reason = Literal["asked", "retention"]
+Reason = Literal["asked", "retention", "lost"]
 
 
 # --- pure -------------------------------------------------------------------------------------------------------------
@@ -60,6 +61,7 @@ class Plan:
 
     Attributes:
         whole: the key as well, first; else it goes only where nothing else is sealed with it.
+        at: when it was written down: what it names was sealed before.
         lookup: the subject by which the key is found from a contact, where it is known.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     requests: tuple[str, ...]
     whole: bool
     reason: Reason
+    at: datetime
     lookup: str | None = None
     actor: str | None = None
 
@@ -78,7 +81,7 @@ class Plan:
 
     def encode(self) -> bytes:
         """As it is written down."""
-        held = {"requests": self.requests, "whole": self.whole, "reason": self.reason}
+        held = {"requests": self.requests, "whole": self.whole, "reason": self.reason, "at": self.at.isoformat()}
         return orjson.dumps({**held, "lookup": self.lookup, "actor": self.actor})
 
 
@@ -86,7 +89,10 @@ def plan(subject: str, data: bytes) -> Plan:
     """What was written down. Raises ValueError, KeyError."""
     _, _, district, kid, _ = subject.split(".")
     held = orjson.loads(data)
-    return Plan(district, kid, tuple(held["requests"]), held["whole"], held["reason"], held["lookup"], held["actor"])
+    return Plan(
+        *(district, kid, tuple(held["requests"]), held["whole"], held["reason"], datetime.fromisoformat(held["at"])),
+        *(held["lookup"], held["actor"]),
+    )
 
 
 # --- the shell ----------------------------------------------------------------------------------------------------------
@@ -130,13 +136,20 @@ class Erasing:
     """Finds what is sealed for a person, and erases it."""
 
     def __init__(
-        self, bus: Erasable, cases: Cases, disclosures: Disclosures, keeper: KeyKeeper, naming: Naming
+        self,
+        bus: Erasable,
+        cases: Cases,
+        disclosures: Disclosures,
+        keeper: KeyKeeper,
+        naming: Naming,
+        clock: Callable[[], datetime],
     ) -> None:
         self._bus = bus
         self._cases = cases
         self._disclosures = disclosures
         self._keeper = keeper
         self._naming = naming
+        self._clock = clock
 
     async def find(self, person: Person, districts: Iterable[str]) -> list[Held]:
         """
@@ -189,7 +202,9 @@ class Erasing:
             UnavailableError: some of it is still to be done; it is gone on with, now by whoever asks again, later by itself.
         """
         requests = tuple(dict.fromkeys((*held.requests, *((asked_for,) if asked_for else ()))))
-        return await self.carry_out(Plan(held.district, held.kid, requests, True, "asked", held.lookup, actor))
+        return await self.carry_out(
+            Plan(held.district, held.kid, requests, True, "asked", self._clock(), held.lookup, actor)
+        )
 
     async def erase_request(self, case: Case, reason: Reason) -> Done:
         """
@@ -203,31 +218,55 @@ class Erasing:
         if held is None:
             raise RefusedError("nothing_sealed")
         own = self._keeper.whose(held.district, None, case.id).lookup.startswith(held.kid)
-        done, *_ = await self.carry_out(Plan(held.district, held.kid, (case.id,), own, reason, held.lookup))
-        return done
+        planned = Plan(held.district, held.kid, (case.id,), own, reason, self._clock(), held.lookup)
+        return next(told for told in await self.carry_out(planned) if told.case.id == case.id)
 
     async def carry_out(self, planned: Plan) -> list[Done]:
-        """Erase as planned, from the beginning or from where somebody was stopped. Raises UnavailableError."""
-        await self._bus.replace(SEALED, planned.subject, planned.encode())
+        """
+        Erase as planned, from the beginning or from where somebody was stopped.
+
+        What is not known to be a request may be one on its way in: the plan stays until that can no longer be.
+
+        Raises:
+            UnavailableError: some of it is still to be done.
+        """
+        planned, written = await self._write_down(planned)
         if planned.whole:
             await self._bus.erase(KEYS, key_subject(planned.district, planned.kid))
             await self._forget(planned.lookup, planned.kid)
             late = (await self._sealed(planned.district, planned.kid)).keys() - set(planned.requests)
             if late:  # taken in while we were at it
-                planned = replace(planned, requests=(*planned.requests, *sorted(late)))
-                await self._bus.replace(SEALED, planned.subject, planned.encode())
+                more = replace(planned, requests=(*planned.requests, *sorted(late)), at=self._clock())
+                planned, written = await self._write_down(more)
         for request_id in planned.requests:
             await self._bus.erase(SEALED, f"sealed.{planned.district}.{planned.kid}.{request_id}")
-        done = [told for request_id in planned.requests if (told := await self._say_so(planned, request_id))]
+        said = [await self._say_so(planned, request_id) for request_id in planned.requests]
         if not planned.whole:
             await self.drop_unused(planned.district, planned.kid, planned.lookup)
-        await self._bus.erase(SEALED, planned.subject)
-        return done
+        if None not in said or self._clock() - planned.at > AFTER:
+            await self._bus.erase(SEALED, planned.subject, below=written + 1)
+        return [told for told in said if told]
+
+    async def _write_down(self, planned: Plan) -> tuple[Plan, int]:
+        """With what somebody has planned under the same key and not finished, of which a fact may be all that is left to do."""
+        while True:
+            earlier = await self._bus.last(planned.subject, stream=SEALED)
+            if earlier:
+                before = plan(planned.subject, earlier.data)
+                requests = tuple(dict.fromkeys((*before.requests, *planned.requests)))
+                planned = replace(planned, requests=requests, lookup=planned.lookup or before.lookup)
+            try:
+                expect = earlier.sequence if earlier else 0
+                return planned, await self._bus.replace(SEALED, planned.subject, planned.encode(), expect=expect)
+            except ConflictError:
+                continue
 
     async def go_on(self) -> int:
         """Carry out what was planned and not finished, whoever began it; how many there were. Raises UnavailableError."""
         plans = 0
-        async for message in self._walk(SEALED, f"{ERASING}.>"):
+        for message in [
+            message async for message in self._walk(SEALED, f"{ERASING}.>")
+        ]:  # each is written anew behind these
             try:
                 planned = plan(message.subject, message.data)
             except (ValueError, KeyError, TypeError):
@@ -239,7 +278,8 @@ class Erasing:
 
     async def finish(self, district: str, kid: str) -> None:
         """Erase what lies under a key that no longer exists: it was sealed in the very moment in which its key was destroyed."""
-        await self.carry_out(Plan(district, kid, tuple(await self._sealed(district, kid)), True, "asked"))
+        sealed = tuple(await self._sealed(district, kid))
+        await self.carry_out(Plan(district, kid, sealed, True, "lost", self._clock()))
 
     async def drop_unused(self, district: str, kid: str, lookup: str | None) -> bool:
         """Destroy a key that seals nothing, unless the ciphertexts are younger as a whole: they may have been lost. Whether it was so."""
@@ -266,7 +306,12 @@ class Erasing:
         return self._naming.fact_id(case.id, RequestErased.name)
 
     async def _say_so(self, planned: Plan, request_id: str) -> Done | None:
+        """The fact, also where it was there; None where there is no such request, or it has been sealed anew since."""
         try:
+            found = await self._cases.find({"id": request_id})
+            _, sealed = await self._disclosures.sealed(found.case)
+            if sealed is None or sealed.kid != planned.kid:
+                return None
             done = await self._cases.once(
                 {"id": request_id},
                 RequestErased.name,
@@ -278,7 +323,7 @@ class Erasing:
         except RefusedError as why:
             if why.code != "not_found":
                 raise UnavailableError(f"{request_id} cannot be said to be erased: {why.code}") from None
-            return None  # a ciphertext whose request was never taken in
+            return None
         ERASED.labels(planned.reason).inc()
         logger().info("request_erased", request=request_id, reason=planned.reason, sequence=done.sequence)
         return done

@@ -90,6 +90,11 @@ class KeyKeeper:
             self._remembered.popitem(last=False)
         return key
 
+    async def holds(self, key: ResidentKey) -> bool:
+        """Whether this key is still there, and no other has come in its place. Raises UnavailableError."""
+        stored = await self._stored(key.district, key.kid)
+        return stored is not None and stored.same_as(key)
+
     def whose(self, district: str, contact: str | None, request_id: str) -> Whose:
         """As `Keys.whose`."""
         return self._keys.whose(district, contact, request_id)

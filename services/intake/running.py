@@ -72,7 +72,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
     )
     cases = Cases(bus, naming, _now, position=lambda: door.position, within_s=settings.commit_within_s)
     disclosures = Disclosures(cases, keeper, naming, bus.at)
-    erasing = Erasing(bus, cases, disclosures, keeper, naming)
+    erasing = Erasing(bus, cases, disclosures, keeper, naming, _now)
 
     async def ready() -> dict[str, str]:
         missing = {}

@@ -68,6 +68,10 @@ class ResidentKey:
         salt = hmac.digest(self._committing, request_id.encode(), "sha256")
         return hmac.digest(salt, sealed, "sha256").hex()
 
+    def same_as(self, other: ResidentKey) -> bool:
+        """Whether both are one key, and not two under one name."""
+        return hmac.compare_digest(self._committing, other._committing)
+
     def _bound(self, request_id: str) -> bytes:
         return f"{self.district}/{self.kid}/{request_id}".encode()
 

@@ -77,12 +77,14 @@ async def find_case(
         scope: the district for whom: the case and each entry of the timeline must list it; `000000` or `*` sees all.
     Returns: `case`, `as_of` (the source sequence of the projection) and whether that is `stale`, before the position.
     Raises:
-        RefusedError: `not_found`, `foreign_district`.
+        RefusedError: `not_found`, `foreign_district`; `unavailable` for what may lie between the projection and the position.
     """
     reached = position is None or await _reached(ledger, position)
     as_of = ledger.projector.at.sequence
     document = await ledger.store.case(id=id, tracking_hash=tracking_hash)
     if document is None:
+        if not reached and not await _at_the_end(ledger, as_of):
+            raise RefusedError("unavailable", retry_after=2)
         raise RefusedError("not_found", what=id or "case")
     everything = scope in (HUB, EVERYWHERE)
     if not everything and scope not in document["districts"]:
@@ -102,6 +104,14 @@ async def _reached(ledger: Ledger, position: int) -> bool:
     except UnavailableError:
         there = True  # we cannot know: wait
     return there and await ledger.projector.wait_for(position, WAIT_S)
+
+
+async def _at_the_end(ledger: Ledger, sequence: int) -> bool:
+    """Whether the stream has come no further than this; False where we cannot know."""
+    try:
+        return (await ledger.bus.state()).last <= sequence
+    except UnavailableError:
+        return False
 
 
 async def answer_query(ledger: Ledger, request: Request) -> None:
@@ -296,7 +306,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/cases/{id}",
         tags=["cases"],
         summary="诉求全程 / one case with its timeline",
-        responses={**barred, **problems("not_found")},
+        responses={**barred, **problems("not_found", "unavailable")},
     )
     async def one_case(
         caller: Office,

@@ -57,6 +57,8 @@ class Ledger:
             step |= {name: event["data"][name] for name in DETAILS if name in event["data"]}
             timelines.setdefault(envelope.case, []).append(step)
         answer: dict[str, Any] = {"problem": {"code": "not_found", "status": 404}}
+        if as_of < wanted:
+            answer = {"problem": {"code": "unavailable", "status": 503}}
         for case in cases.values():
             if case["_id"] == asked.get("id") or case.get("tracking_hash") == asked.get("tracking_hash"):
                 told = {**shown(case), "timeline": timelines[case["_id"]]}

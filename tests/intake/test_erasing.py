@@ -9,14 +9,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.intake.door import SEALED
+from services.intake.door import SEALED, Door
 from services.intake.erasing import Erasing, Plan, plan
+from services.intake.keeping import KeyKeeper
 from services.intake.sweeping import Sweeper
 from shared import streams
+from shared.bus import Message
 from shared.errors import UnavailableError
 from tests.intake.conftest import World, keyed
 from tests.intake.crashing import Crash, Crashing
-from tests.intake.examples import LEAK, QINGSHAN, WUCHANG, opened
+from tests.intake.examples import LEAK, NOW, QINGSHAN, WUCHANG, opened
 from tests.intake.ledger import Ledger
 
 OTHER = {**LEAK, "contact": {"phone": "13900001111"}}
@@ -41,8 +43,8 @@ async def forget(by: httpx2.AsyncClient, code: str, key: str = "e-1", confirm: A
 
 def test_a_plan_is_read_as_it_was_written() -> None:
     for planned in (
-        Plan(WUCHANG, "ab", ("r-1", "r-2"), True, "asked", "keys.1.by.2", "supervisor:s-1"),
-        Plan(WUCHANG, "ab", ("r-1",), False, "retention"),
+        Plan(WUCHANG, "ab", ("r-1", "r-2"), True, "asked", NOW, "keys.1.by.2", "supervisor:s-1"),
+        Plan(WUCHANG, "ab", ("r-1",), False, "retention", NOW),
     ):
         assert plan(planned.subject, planned.encode()) == planned
 
@@ -266,7 +268,96 @@ async def test_what_is_sealed_in_the_moment_in_which_its_key_goes_is_erased_by_t
     await sweeper.sweep()
     assert await held(world, SEALED) == ["sealed.swept"]
     [fact] = await world.facts("request.erased")
-    assert fact["data"]["request_id"] == submitted["id"]
+    assert (fact["data"]["request_id"], fact["data"]["reason"]) == (submitted["id"], "lost")
+
+
+async def test_a_submission_on_its_way_in_during_the_erasure_is_erased_with_the_rest(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Message] = []
+    decide = Door._decide
+
+    def stop(door: Door, one: Any, sealed: Any) -> None:
+        late.append(Message(one.subject, decide(door, one, sealed)[0].encode(), 0))
+        raise RuntimeError("the key was there, the fact is not yet")
+
+    monkeypatch.setattr(Door, "_decide", stop)
+    assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).status_code == 500
+    erasing = world.instances[0].retention.erasing
+    assert (await ask(intake, "erase", CONTACT, world.token("staff-3", WUCHANG, "supervisor"))).status_code == 200
+    assert await held(world, "KEYS") == []
+    assert await erasing.go_on() == 1  # it is not known yet
+    await world.admin.commit(late)
+    assert await erasing.go_on() == 1
+    [fact] = await world.facts("request.erased")
+    assert (fact["actor"], len(await held(world, SEALED))) == ("supervisor:staff-3", 0)
+    assert await erasing.go_on() == 0
+
+
+async def test_what_never_became_a_request_is_forgotten_after_an_hour_and_what_was_sealed_anew_is_kept(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.delattr(Door, "_decide")
+        assert (await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))).status_code == 500
+    supervisor = world.token("staff-3", WUCHANG, "supervisor")
+    await ask(intake, "erase", CONTACT, supervisor)
+    again = await intake.post("/v1/requests", json=LEAK, headers=keyed("k-1"))
+    assert again.status_code == 201  # under a key of its own
+    erasing = world.instances[0].retention.erasing
+    assert await erasing.go_on() == 1
+    monkeypatch.setattr(erasing, "_clock", later)
+    assert await erasing.go_on() == 1
+    assert await erasing.go_on() == 0
+    assert await world.facts("request.erased") == []
+    assert len(await held(world, SEALED)) == 1
+
+
+async def test_whoever_asks_again_forgets_nothing_that_was_begun(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any]
+) -> None:
+    second = await submit(intake, "k-2", text="又漏水了")
+    erasing = world.instances[0].retention.erasing
+    person = await erasing.held((await erasing._cases.fresh({"id": submitted["id"]})).case)
+    assert person is not None
+    ledger.mute = True
+    with pytest.raises(UnavailableError):
+        await erasing.erase_person(person, actor=None)
+    ledger.mute = False
+    supervisor = world.token("staff-3", WUCHANG, "supervisor")
+    assert (await ask(intake, "erase", {"request": second["id"]}, supervisor)).status_code == 200
+    facts = await world.facts("request.erased")
+    assert {fact["data"]["request_id"] for fact in facts} == {submitted["id"], second["id"]}
+    assert await erasing.go_on() == 0
+
+
+@pytest.mark.parametrize("contact", [LEAK["contact"], None])
+async def test_a_key_that_goes_before_the_ciphertext_is_there_is_made_again(
+    world: World,
+    intake: httpx2.AsyncClient,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
+    contact: dict[str, str] | None,
+) -> None:
+    find, gone = KeyKeeper.key, False
+
+    async def find_and_lose(keeper: KeyKeeper, *args: Any) -> Any:
+        nonlocal gone
+        key = await find(keeper, *args)
+        if not gone:
+            gone = True
+            assert await world.instances[0].retention.erasing.drop_unused(WUCHANG, key.kid, None)
+        return key
+
+    monkeypatch.setattr(KeyKeeper, "key", find_and_lose)
+    request = await submit(intake, "k-1", contact=contact)
+    clerk = world.token("staff-1", WUCHANG, "clerk")
+    shown = await intake.post(
+        f"/v1/requests/{request['id']}/disclosures",
+        json={"why": "contact", "parts": ["text"]},
+        headers=keyed("d-1", clerk),
+    )
+    assert shown.json()["parts"] == {"text": LEAK["text"]}
 
 
 async def test_a_key_that_was_sealed_with_in_the_last_moment_comes_back(

@@ -15,7 +15,9 @@ import pytest
 
 from deploy.identities import Identities, issue_token
 from deploy.servers import free_port
+from services.ledger import api
 from services.ledger.__main__ import run
+from services.ledger.projecting import Projector
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Selection, StoreUnavailableError
 from tests.ledger.conftest import ORIGIN, Bench
@@ -163,6 +165,20 @@ async def test_a_query_over_the_bus_waits_for_its_position(service: Service) -> 
     behind = await service.query("000000", id=request_id(4), position=sequence + 1)
     assert (behind["stale"], behind["as_of"]) == (True, sequence)
     assert asyncio.get_running_loop().time() - started < 1  # the stream has not come there either
+    assert (await service.query("000000", id=request_id(5), position=sequence + 1))["problem"]["code"] == "not_found"
+
+
+async def test_what_the_projection_may_not_have_come_to_is_not_said_to_be_unknown(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stall(*_: object, **__: object) -> bool:
+        await asyncio.sleep(0.1)
+        return False
+
+    monkeypatch.setattr(Projector, "_step", stall)
+    monkeypatch.setattr(api, "WAIT_S", 0.2)
+    sequence = await service.bench.publish(message(submitted(7)))
+    assert (await service.query("000000", id=request_id(7), position=sequence))["problem"]["code"] == "unavailable"
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------

@@ -40,9 +40,15 @@ class Http:
         target = parts.path + (f"?{urlencode(params)}" if params else "")
         lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body or b'')}"]
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "\r\n"])
+        message = head.encode() + (body or b"")
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._call(parts.netloc, head.encode() + (body or b""))
+                try:
+                    return await self._call(parts.netloc, message)
+                except asyncio.IncompleteReadError as why:
+                    if method != "GET" or why.partial:
+                        raise
+                    return await self._call(parts.netloc, message)  # a kept connection, closed just then for being idle
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as why:
             raise BrokenError(f"{method} {url}: {type(why).__name__}") from None
 

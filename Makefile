@@ -25,7 +25,7 @@ up: $(STAMP) ## 启动 the stack in the foreground, with a working login; Ctrl-C
 	@$(BIN)/paidan up
 
 test: lint ## lint, types and every test, against real servers it starts itself
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: format test ## format first, then what `make test` does
 

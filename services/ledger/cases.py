@@ -70,7 +70,9 @@ class Case(TypedDict, total=False):
     was last closed or withdrawn, if it is.
 
     `home` is the office it was submitted to, under whose key it is sealed; `sealed` says whether what its resident sealed is there
-    (`kept`, `frozen` until a day, `erased`, or absent where nothing was); `granted` whether the responsible office may read it.
+    (`kept`, `frozen` until a day, `erased`, or absent where nothing was); `granted` whether the responsible office may read it: `home`
+    always, another for the one task that it was handed with a grant. A new round is another task: it may be read there again once it
+    was handed back to `home` and over again with a grant.
     """
 
     _id: str
@@ -146,6 +148,7 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                 "task": None,
                 "holder": None,
                 "closed": None,
+                "granted": case["district"] == case.get("home"),
                 "sealed": "kept" if case.get("sealed") == "frozen" else case.get("sealed"),
             }
         case TaskOpened():

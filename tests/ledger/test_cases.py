@@ -6,6 +6,7 @@ from shared.envelope import Envelope
 from shared.facts import (
     HandoverOffered,
     RequestRated,
+    RequestReopened,
     TaskAccepted,
     TaskClosed,
     TaskDeclined,
@@ -138,6 +139,16 @@ def test_it_is_another_offices_from_the_moment_it_is_handed_over_and_not_before(
     theirs = TaskOpened.model_validate({**opened(1).model_dump(), "task_id": after["task"]})
     there = given(submitted(1), OPENED, asked, handed_over(), about(1, theirs, district=QINGSHAN))
     assert (there["district"], there["state"], there["task"]) == (QINGSHAN, "opened", after["task"])
+
+
+def test_a_grant_ends_with_the_task_it_was_given_for() -> None:
+    again = RequestReopened(
+        request_id=request_id(1), reason="not_solved", round=2, item="repair.leak", urgency=1, due=DUE
+    )
+    there = given(submitted(1), OPENED, handed_over(), about(1, again, district=QINGSHAN))
+    assert (there["district"], there["round"], there["granted"]) == (QINGSHAN, 2, False)
+    here = given(submitted(1), OPENED, about(1, again))
+    assert (here["district"], here["granted"]) == (WUCHANG, True)
 
 
 def test_withdrawn_it_stays_so_though_it_was_handed_over() -> None:

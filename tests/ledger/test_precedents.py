@@ -16,12 +16,19 @@ from services.ledger import precedents
 from services.ledger.registering import Registry
 from shared import streams
 from shared.bus import Bus, Message
-from shared.facts import ConferralRuled, PrecedentSet
+from shared.facts import ConferralEnded, ConferralRuled, PrecedentSet
 from shared.ids import derived_id
 from tests.ledger.examples import QINGSHAN, WUCHANG, event
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
 AREA, ITEM = DOCUMENT["areas"][0]["area"], DOCUMENT["items"][0]["item"]
+
+
+def ended(n: int, reason: str = "ruled") -> Message:
+    """What the giver says of its conferral's end."""
+    data = {"conferral_id": derived_id("conferral", n), "task_id": derived_id("task", n), "reason": reason}
+    envelope = event(ConferralEnded.model_validate(data), district=WUCHANG, area=AREA)
+    return Message(envelope.subject, envelope.encode())
 
 
 def ruled(n: int, owner: str = QINGSHAN, *, precedent: bool = True, item: str = ITEM) -> Message:
@@ -80,7 +87,11 @@ async def test_each_ruling_that_asks_for_it_is_written_once_over_all_lives(
     ledger = Ledger(bus)
     async with ledger.running() as registry:
         await registry.apply(DOCUMENT, why="start", by="admin:a")
-        await bus.commit([ruled(1, precedent=False), ruled(2), ruled(3, item="no-such-item"), ruled(4, WUCHANG)])
+        await bus.commit(
+            [ruled(1, precedent=False), ruled(2), ruled(3, item="no-such-item"), ruled(4, WUCHANG), ruled(9)]
+        )
+        await bus.commit([ended(6, "overdue"), ruled(6), ruled(7), ended(7, "ended")])  # too late: without effect
+        await bus.commit([ended(1), ended(2), ended(3), ended(4)])
         facts = await written(ledger, 2)
         assert [(one["conferral"], one["owner"], one["basis"]) for one in facts] == [
             (derived_id("conferral", 2), QINGSHAN, "minutes:2"),
@@ -91,7 +102,7 @@ async def test_each_ruling_that_asks_for_it_is_written_once_over_all_lives(
         over = {"area": AREA, "item": ITEM, "basis": "law:7", "valid_from": "2026-11-23"}
         await registry.apply({"precedents": [over]}, why="no longer", by="admin:a")
     async with ledger.running() as registry, ledger.running():
-        await bus.commit([ruled(5, item=DOCUMENT["items"][1]["item"])])
+        await bus.commit([ruled(5, item=DOCUMENT["items"][1]["item"]), ended(5)])
         facts = await written(ledger, 4)
         await asyncio.sleep(1)
         assert await ledger.facts() == facts, "two at once write what one of them has written"

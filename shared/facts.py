@@ -155,7 +155,10 @@ class RequestRated(Fact):
 
 
 class RequestDisclosed(Fact):
-    """Somebody read what the resident had sealed: who, for what, and which parts. Written before the answer is given."""
+    """
+    Somebody read what the resident had sealed: who, for what, and which parts; with no parts they were shown that it is there
+    (`why` is `sought`). Written before the answer is given.
+    """
 
     name = "request.disclosed"
     service = "intake"

@@ -284,7 +284,7 @@ def create_app(
         "/v1/people/find",
         tags=["people"],
         summary="按联系方式或诉求查找,不显示内容 / where something is sealed for somebody; nothing is opened to you",
-        description="A POST, so that the number is in no address and no log; it changes nothing and takes no Idempotency-Key.",
+        description="A POST, so that the number is in no address and no log; it opens nothing, is on record for each request found, and takes no Idempotency-Key.",
         responses=problems(*SEEKING),
         openapi_extra={"requestBody": _body(Person)},
     )

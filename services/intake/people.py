@@ -10,9 +10,11 @@ from services.intake.cases import Cases, Found
 from services.intake.disclosing import WHYS, Disclosures, Part
 from services.intake.erasing import Erasing, Held, Person
 from services.intake.model import Asked, Case
+from services.intake.naming import Naming
 from shared.auth import EVERYWHERE, Caller
 from shared.errors import RefusedError
-from shared.facts import Name, RequestDisclosed, RequestErased, RequestSubmitted, Sealed
+from shared.facts import HUB, Name, RequestDisclosed, RequestErased, RequestSubmitted, Sealed
+from shared.ids import new_id
 from shared.register import Register
 
 PART_NAMES: dict[Part, Name] = {
@@ -25,6 +27,7 @@ ROLE_NAMES: dict[str, Name] = {
     "clerk": Name(zh="窗口人员", en="a clerk"),
     "dispatcher": Name(zh="值班长", en="a dispatcher"),
     "supervisor": Name(zh="督办", en="a supervisor"),
+    "admin": Name(zh="系统管理员", en="an administrator"),
     "service": Name(zh="消息系统", en="the system that writes to you"),
 }
 STATE_NAMES: dict[str, Name] = {
@@ -34,6 +37,13 @@ STATE_NAMES: dict[str, Name] = {
     "none": Name(zh="未保存", en="nothing is stored"),
 }
 NOTICE = Name(zh="通知您办理进展", en="to tell you how it stands")
+SOUGHT = "sought"
+"""Why the fact says somebody looked who was shown that there is something, and nothing of it."""
+NOT_CHOSEN = {
+    "notice": NOTICE,
+    SOUGHT: Name(zh="查找您保存了哪些信息,未查看内容", en="to find what is stored about you, without reading it"),
+}
+"""The reasons that nobody gives: what was done says them."""
 GOES_ON = Name(
     zh="个人信息已删除。诉求继续办理,但办理人员无法再联系您,也看不到您填写的内容。",
     en="What was personal is erased. The request goes on, but nobody can reach you or read what you wrote any more.",
@@ -50,10 +60,11 @@ class Forgetting(Asked):
 class People:
     """The answers, from cases, keys and ciphertexts."""
 
-    def __init__(self, cases: Cases, disclosures: Disclosures, erasing: Erasing) -> None:
+    def __init__(self, cases: Cases, disclosures: Disclosures, erasing: Erasing, naming: Naming) -> None:
         self._cases = cases
         self._disclosures = disclosures
         self._erasing = erasing
+        self._naming = naming
 
     async def data(self, tracking_code: str, register: Register, position: int | None) -> dict[str, Any]:
         """
@@ -86,14 +97,14 @@ class People:
         self, person: Person, caller: Caller, district: str | None, register: Register
     ) -> list[dict[str, Any]]:
         """
-        Where something is sealed for somebody: district, key and requests, nothing of what it is.
+        Where something is sealed for somebody: district, key and requests, nothing of what it is; on record by then, for each request.
 
         Raises:
             RefusedError: `forbidden`, `foreign_district`, `unknown_district`, `not_found`.
             UnavailableError: the bus or the ledger does not answer.
         """
         held = await self._erasing.find(person, districts_of(caller, district, register))
-        return [await self._shown(one) for one in held]
+        return [await self._shown(one, caller, new_id()) for one in held]
 
     async def erase(
         self, person: Person, caller: Caller, district: str | None, register: Register
@@ -121,11 +132,24 @@ class People:
             erased.append({"district": held.district, "kid": held.kid, "requests": requests})
         return erased
 
-    async def _shown(self, held: Held) -> dict[str, Any]:
+    async def _shown(self, held: Held, caller: Caller, search: str) -> dict[str, Any]:
+        role = "supervisor" if "supervisor" in caller.roles else "admin"
+        office = HUB if caller.district == EVERYWHERE else caller.district
         requests = []
         for id, since in held.requests.items():
             try:
-                state: str | None = (await self._cases.find({"id": id})).case.state
+                done = await self._cases.once(
+                    {"id": id},
+                    RequestDisclosed.name,
+                    lambda case: self._naming.fact_id(case.id, RequestDisclosed.name, f"token:{caller.id}", search),
+                    lambda case, _: RequestDisclosed(
+                        request_id=case.id, to=f"{role}:{caller.id}", office=office, why=SOUGHT, parts=()
+                    ),
+                    {},
+                    private=True,
+                    actor=caller.actor,
+                )
+                state: str | None = done.case.state
             except RefusedError:
                 state = None  # sealed for a request that never became one
             requests.append({"id": id, "since": since, "state": state})
@@ -168,7 +192,7 @@ def stored(found: Found, sealed: Sealed | None, register: Register) -> dict[str,
                 "office": step.office,
                 "office_name": known.office if (known := register.districts.get(step.office or "")) else None,
                 "why": step.why,
-                "why_name": WHYS.get(step.why or "", NOTICE),
+                "why_name": WHYS.get(step.why or "") or NOT_CHOSEN.get(step.why or ""),
                 "parts": step.parts,
                 "time": step.time,
             }

@@ -86,7 +86,7 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         door=door,
         cases=cases,
         disclosures=disclosures,
-        people=People(cases, disclosures, erasing),
+        people=People(cases, disclosures, erasing, naming),
         rewrapping=Rewrapping(bus, keys, random=secrets.token_bytes),
         following=following,
         naming=naming,

@@ -143,6 +143,14 @@ async def test_a_person_is_found_by_contact_and_erased_with_all_their_requests(
 
     dry = await ask(intake, "erase", CONTACT, supervisor, None, dry_run="true")
     assert dry.json() == {"dry_run": True, **found.json()}
+    looked = await world.facts("request.disclosed")  # each look at each request, and never for whom was looked
+    assert [fact["data"]["request_id"] for fact in looked] == [submitted["id"], second["id"]] * 2
+    assert {(fact["data"]["to"], fact["data"]["why"], *fact["data"]["parts"]) for fact in looked} == {
+        ("supervisor:staff-3", "sought")
+    }
+    shown = (await intake.get(f"/v1/requests/{submitted['tracking_code']}/data")).json()
+    assert [(look["role"], look["why"], look["parts"]) for look in shown["looks"]] == [("supervisor", "sought", [])] * 2
+    assert "查找" in shown["looks"][0]["why_name"]["zh"]
     assert await world.facts("request.erased") == []
 
     erased = (await ask(intake, "erase", CONTACT, supervisor)).json()["people"]

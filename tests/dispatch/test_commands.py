@@ -26,6 +26,7 @@ CONTENT: dict[str, dict[str, object]] = {
     "refuse": {"handover": HANDOVER, "reason": "beyond_ability", "basis": "law:fire-2021/28"},
     "rule": {"conferral": id_of("conferral"), "owner": QINGSHAN, "basis": "minutes:2026-11", "precedent": True},
     "ask_help": {"task": TASK, "to": QINGSHAN, "whistle": True},
+    "take_back_help": {"help": id_of("help")},
     "lend": {"help": id_of("help"), "member": LI},
     "refuse_help": {"help": id_of("help"), "reason": "nobody_able"},
     "rate_help": {"help": id_of("help"), "grade": 4},

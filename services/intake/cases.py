@@ -26,6 +26,8 @@ from shared.register import Register
 QUERY = f"qry.{HUB}.ledger.case"
 ANSWER_WITHIN_S = 4
 """The ledger itself waits 2 s for a position."""
+TIMELINE_MAX = 1000
+"""So much of a timeline the ledger tells; a later fact is asked for by its id."""
 
 STEPS: Mapping[str, tuple[str, str]] = {
     "request.submitted": ("已提交", "received"),
@@ -235,7 +237,7 @@ class Cases:
             case = found.case
             allow(case)
             id = fact_id(case)
-            if earlier := await self._committed(case, what, id, sent):
+            if earlier := await self._committed(case, what, id, sent, found.as_of):
                 return earlier
             area = NOWHERE if private else case.area
             subject = f"evt.{case.district}.intake.{area}.{what}"
@@ -282,7 +284,9 @@ class Cases:
             as_of = stored.sequence
         return fence, None
 
-    async def _committed(self, case: Case, what: str, fact_id: str, sent: Mapping[str, Any]) -> Done | None:
+    async def _committed(self, case: Case, what: str, fact_id: str, sent: Mapping[str, Any], as_of: int) -> Done | None:
+        if len(case.timeline) >= TIMELINE_MAX and not any(step.id == fact_id for step in case.timeline):
+            case = (await self._ask({"id": case.id, "fact": fact_id}, as_of)).case
         for step in reversed(case.steps(what)):
             if step.id in (fact_id, "") and (stored := await self._bus.at(step.sequence)):
                 event = orjson.loads(stored.data)

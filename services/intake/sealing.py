@@ -34,11 +34,12 @@ class UnreadableError(Exception):
 class ResidentKey:
     """A resident's key, under its public name `kid`; everything that is done with it uses a key derived for that purpose."""
 
-    __slots__ = ("_aead", "_committing", "_nonces", "district", "kid")
+    __slots__ = ("_aead", "_committing", "_nonces", "district", "kid", "new")
 
-    def __init__(self, district: str, kid: str, key: bytes) -> None:
+    def __init__(self, district: str, kid: str, key: bytes, *, new: bool = False) -> None:
         self.district = district
         self.kid = kid
+        self.new = new
         self._aead = AESGCM(hmac.digest(key, b"paidan/seal/1", "sha256"))
         self._nonces = hmac.digest(key, b"paidan/nonce/1", "sha256")
         self._committing = hmac.digest(key, b"paidan/commit/1", "sha256")

@@ -69,11 +69,13 @@ async def find_case(
     tracking_hash: str | None = None,
     position: int | None = None,
     scope: str = HUB,
+    fact: str | None = None,
 ) -> dict[str, Any]:
     """
     A case with its timeline, read-your-writes where a position is given: waits up to 2 s for the projection.
 
     Args:
+        fact: an event's id: the timeline is this fact alone, if it is there. A timeline without it holds the first 1,000 at most.
         scope: the district for whom: the case and each entry of the timeline must list it; `000000` or `*` sees all.
     Returns: `case`, `as_of` (the source sequence of the projection) and whether that is `stale`, before the position.
     Raises:
@@ -89,7 +91,7 @@ async def find_case(
     everything = scope in (HUB, EVERYWHERE)
     if not everything and scope not in document["districts"]:
         raise RefusedError("foreign_district", district=document["district"], yours=scope)
-    seen = Selection(request=document["_id"], kinds=("event",))
+    seen = Selection(request=document["_id"], kinds=("event",), event=fact)
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
     timeline = [cases.entry(index, orjson.loads(leaf)) for index, leaf in found if everything or _lists(leaf, scope)]
     return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
@@ -124,12 +126,15 @@ async def answer_query(ledger: Ledger, request: Request) -> None:
                 raise RefusedError(
                     "invalid", field="id", why="须给出 id 或 tracking_hash 之一", why_en="either id or tracking_hash"
                 )
+            fact = asked.get("fact")
+            if fact is not None and not isinstance(fact, str):
+                raise RefusedError("invalid", field="fact", why="须为文字或 null", why_en="text or null")
             if position is not None and type(position) is not int:
                 raise RefusedError("invalid", field="position", why="须为整数或 null", why_en="an integer or null")
         except (orjson.JSONDecodeError, AttributeError):
             raise RefusedError("invalid_json") from None
         scope = request.subject.split(".")[1]
-        answer = await find_case(ledger, id=id_, tracking_hash=tracking_hash, position=position, scope=scope)
+        answer = await find_case(ledger, id=id_, tracking_hash=tracking_hash, position=position, scope=scope, fact=fact)
     except RefusedError as why:
         answer = {"problem": problem(why)}
     except UnavailableError as why:

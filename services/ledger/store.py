@@ -72,6 +72,7 @@ class Selection:
     Attributes:
         scopes: leaves that list one of these districts.
         types: full types, or names of facts (`task.offered`) of any version.
+        event: the one event with this id.
     """
 
     scopes: tuple[str, ...] | None = None
@@ -80,6 +81,7 @@ class Selection:
     request: str | None = None
     types: tuple[str, ...] | None = None
     kinds: tuple[str, ...] | None = None
+    event: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +392,8 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
         query["case"] = selection.request
     if selection.area is not None:
         query["ar"] = selection.area
+    if selection.event is not None:
+        query["eid"] = selection.event
     if selection.types is not None:
         query["ty"] = {"$in": list(selection.types)}
     if selection.kinds is not None and "ds" not in query and "case" not in query:

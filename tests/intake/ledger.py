@@ -27,6 +27,8 @@ class Ledger:
         """It answers nobody."""
         self.silent_on: str | None = None
         """The one request about which it says nothing."""
+        self.tells = 1000
+        """So much of a timeline."""
         self.asked: list[int] = []
         """The positions it was to have come to."""
 
@@ -61,6 +63,9 @@ class Ledger:
             answer = {"problem": {"code": "unavailable", "status": 503}}
         for case in cases.values():
             if case["_id"] == asked.get("id") or case.get("tracking_hash") == asked.get("tracking_hash"):
-                told = {**shown(case), "timeline": timelines[case["_id"]]}
+                steps = timelines[case["_id"]]
+                wanted_one = asked.get("fact")
+                steps = [step for step in steps if step["id"] == wanted_one] if wanted_one else steps[: self.tells]
+                told = {**shown(case), "timeline": steps}
                 answer = {"case": told, "as_of": as_of, "stale": as_of < wanted}
         await request.answer(orjson.dumps(answer))

@@ -9,7 +9,7 @@ import httpx2
 import orjson
 import pytest
 
-from services.intake import disclosing
+from services.intake import cases, disclosing
 from services.intake.disclosing import allow
 from services.intake.model import Case
 from shared.auth import Caller
@@ -143,6 +143,17 @@ async def test_it_is_opened_after_the_fact_is_there_and_a_repeat_leaves_one_fact
     }
     [subject] = [s for s, _ in await world.messages("EVENTS") if s.endswith("request.disclosed")]
     assert subject == f"evt.{WUCHANG}.intake.-.request.disclosed"
+
+
+async def test_a_repeat_is_known_beyond_what_a_timeline_tells(
+    world: World, intake: httpx2.AsyncClient, ledger: Ledger, submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "TIMELINE_MAX", 2)
+    ledger.tells = 2
+    await world.tell(opened(submitted["id"]), submitted["id"])
+    clerk = world.token("staff-1", WUCHANG, "clerk")
+    assert {(await look(intake, submitted["id"], clerk)).status_code for _ in range(2)} == {200}
+    assert len(await world.facts("request.disclosed")) == 1
 
 
 async def test_another_caller_with_the_same_key_is_asked_and_written_down_for_themselves(

@@ -357,6 +357,10 @@ async def test_a_key_that_goes_before_the_ciphertext_is_there_is_made_again(
             assert await world.instances[0].retention.erasing.drop_unused(WUCHANG, key.kid, None)
         return key
 
+    with monkeypatch.context() as patched:
+        patched.delattr(Door, "_decide")
+        await intake.post("/v1/requests", json={**LEAK, "contact": contact}, headers=keyed("k-1"))
+    await world.admin.erase(SEALED, "sealed.*.*.*")  # of long ago: a key that seals nothing
     monkeypatch.setattr(KeyKeeper, "key", find_and_lose)
     request = await submit(intake, "k-1", contact=contact)
     clerk = world.token("staff-1", WUCHANG, "clerk")

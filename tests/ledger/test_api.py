@@ -158,6 +158,10 @@ async def test_a_query_over_the_bus_waits_for_its_position(service: Service) -> 
     answer = await service.query("000000", tracking_hash=tracking_hash(4), position=sequence)
     assert (answer["case"]["id"], answer["stale"]) == (request_id(4), False)
     assert (await service.query(QINGSHAN, id=request_id(4)))["case"]["state"] == "closed"
+    third = answer["case"]["timeline"][2]
+    one = await service.query("000000", id=request_id(4), fact=third["id"])
+    assert (one["case"]["state"], one["case"]["timeline"]) == ("closed", [third])
+    assert (await service.query("000000", id=request_id(4), fact=7))["problem"]["code"] == "invalid"
     assert (await service.query(HONGSHAN, id=request_id(4)))["problem"]["code"] == "foreign_district"
     assert (await service.query("000000", id=request_id(5)))["problem"]["code"] == "not_found"
     assert (await service.query("000000"))["problem"]["code"] == "invalid"

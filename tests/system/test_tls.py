@@ -54,7 +54,8 @@ def _json(*arguments: str) -> dict[str, Any]:
 
 def test_a_request_goes_through_https_to_the_ledger_and_back(stack: Running) -> None:
     assert {url.partition(":")[0] for url in (*stack.urls.values(), stack.nats_url)} == {"https", "tls"}
-    body = {"text": "楼道路灯不亮了", "location": {"address": "欧景苑 3 栋"}}
+    phone = "138 0013 8000"
+    body = {"text": "楼道路灯不亮了", "location": {"address": "欧景苑 3 栋"}, "contact": {"phone": phone}}
     with httpx2.Client(trust_env=False, verify=trusting(stack.ca_file)) as client:
         answer = client.post(
             f"{stack.urls['intake']}/v1/requests", json=body, headers={"Idempotency-Key": "over-tls-1"}
@@ -68,6 +69,15 @@ def test_a_request_goes_through_https_to_the_ledger_and_back(stack: Running) -> 
             time.sleep(0.1)
     with httpx2.Client(trust_env=False) as stranger, pytest.raises(httpx2.ConnectError, match="verify failed"):
         stranger.get(case, headers=headers)
+    id, district = answer.json()["id"], answer.json()["district"]
+    at = ("--json", "--data", str(stack.data))
+    (number := stack.data / "number").write_text(phone)  # a contact is not written on the command line
+    [person] = _json("person", "find", "--contact", str(number), *at)["people"]
+    assert [request["id"] for request in person["requests"]] == [id]
+    seen = _json("person", "disclose", id, "--why", "contact", "--district", district, "--parts", "contact text", *at)
+    assert seen["parts"] == {"contact": {"phone": phone}, "text": body["text"]}
+    assert _json("person", "erase", "--request", id, "--yes", *at)["people"][0]["requests"][0]["id"] == id
+    assert _json("person", "find", "--contact", str(number), *at)["people"] == []
     assert _json("bus", "apply", "--json", "--data", str(stack.data))["changes"] == []
     assert _json("ledger", "rebuild", "--json", "--data", str(stack.data))["cases"] == 1
     with pytest.raises(SetupError, match="拒绝（4"):

@@ -80,6 +80,8 @@ class Child:
     keeper: "asyncio.Task[None] | None" = None
     deaths: int = 0
     ready: bool = False
+    answered: int | None = None
+    """The process that was last heard, of one that is ended when it is silent."""
 
     @property
     def name(self) -> str:
@@ -501,21 +503,23 @@ class Stack:
 
     async def _wake(self, child: Child) -> None:
         """
-        End a gate that says nothing for 10 s, so that it is started again: while it hangs nobody can log in. A service that hangs
-        is left alone: its work waits for it, or another instance takes it.
+        End a gate that says nothing for 10 s (60 s from its start), so that it is started again: while it hangs nobody can log in.
+        A service that hangs is left alone: its work waits for it, or another instance takes it.
         """
-        answered, heard = None, 0.0
+        pid, heard, limit_s = None, 0.0, READY_WITHIN_S
         async with httpx2.AsyncClient(timeout=2, trust_env=False, verify=trusting(self.ca_file)) as client:
             while True:
                 await asyncio.sleep(SILENCE_MAX_S / 10)
+                if child.pid != pid:
+                    pid, heard, limit_s = child.pid, time.monotonic(), READY_WITHIN_S
                 try:
                     await client.get(f"{child.url}/healthz")
                 except httpx2.HTTPError:
-                    if child.pid and child.pid == answered and time.monotonic() - heard > SILENCE_MAX_S:
-                        self._log.warning("gate_hangs", service=child.name, silent_s=SILENCE_MAX_S)
+                    if pid and child.pid == pid and time.monotonic() - heard > limit_s:
+                        self._log.warning("gate_hangs", service=child.name, silent_s=limit_s)
                         self._signal(child, signal.SIGKILL)
                 else:
-                    answered, heard = child.pid, time.monotonic()
+                    child.answered, heard, limit_s = pid, time.monotonic(), SILENCE_MAX_S
 
     async def _wait_until_ready(self, within_s: float, *, but_for: frozenset[str] = frozenset()) -> None:
         deadline = time.monotonic() + within_s

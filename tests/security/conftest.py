@@ -1,4 +1,4 @@
-"""What these tests share: one running stack; and a bus with three offices, for each module its own."""
+"""What these tests share: one running stack; and a bus with three offices, which each leaves as it was."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
         yield office
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, identities: Identities) -> Iterator[World]:
     """One bus, three offices and a gate (0.8 s)."""
     with three_offices(tmp_path_factory.mktemp("world"), identities) as world:

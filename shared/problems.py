@@ -69,6 +69,7 @@ PROBLEMS: dict[str, Text] = {
     "over_capacity": Text(409, "{member} 已达承载上限", "{member} is at capacity", "请先办结手中任务", "Finish what is open first"),
     "not_yourself": Text(403, "只能以本人身份操作", "Members act for themselves only", "请使用本人令牌", "Use your own token"),
     "no_leader": Text(503, "{district} 派单台暂时无人值守", "No desk leads {district} right now", "请用同一指令编号重试", "Retry with the same command id"),
+    "too_many_streams": Text(429, "同一用户的实时连接已达上限 {limit}", "One caller may have {limit} live streams at a time", "请断开不用的连接", "Close what is not used"),
     "too_many_watch": Text(503, "实时事件的连接已满(上限 {limit})", "The live stream has all the clients it takes ({limit})", "请 {retry_after} 秒后重试,或断开不用的连接", "Try again in {retry_after} s, or close what is not used"),
     "unknown_district": Text(404, "没有辖区 {district}", "There is no district {district}", "请核对代码或先导入台账", "Check the code, or apply a register"),
     "not_recovered": Text(503, "{district} 派单台正在恢复数据", "The desk of {district} is still recovering", "请 {retry_after} 秒后重试", "Try again in {retry_after} s"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from shared import web
 from shared.access import allowed
 from shared.auth import Caller, Doorkeeper, bearer
 from shared.bus import Bus
-from shared.errors import RefusedError, UnavailableError
+from shared.errors import BusError, RefusedError, UnavailableError
 from shared.facts import MemberId, plain
 from shared.ids import derived_id
 
@@ -328,14 +329,21 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
                 )
                 reports.append(importing.Report(number, row.id, result))
         else:
-            for _, row in good:
-                await bus.replace("KV_CONTACTS", f"$KV.CONTACTS.{of}.{row.id}", row.contact())
             enrolled: set[str] = set()
             changed: set[str] = set()
             for n, first in enumerate(range(0, len(good), CHUNK)):
-                chunk = [row.enrolment() for _, row in good[first : first + CHUNK]]
-                content = [plain(fact) | {"duty": [plain(duty) for duty in fact.duty]} for fact in chunk]
-                answer = await forward(request, caller, "enrol", of, derived_id("import", key, n), {"members": content})
+                chunk = [row for _, row in good[first : first + CHUNK]]
+                facts = [row.enrolment() for row in chunk]
+                content = [plain(fact) | {"duty": [plain(duty) for duty in fact.duty]} for fact in facts]
+                try:
+                    for row in chunk:  # first: an enrolment may be followed by an offer at once
+                        await bus.replace("KV_CONTACTS", contact(of, row), row.contact())
+                    answer = await forward(
+                        request, caller, "enrol", of, derived_id("import", key, n), {"members": content}
+                    )
+                except (RefusedError, BusError):
+                    await forget(of, chunk)
+                    raise
                 enrolled.update(answer.get("enrolled", ()))
                 changed.update(answer.get("changed", ()))
             for number, row in good:
@@ -344,6 +352,17 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         reports.sort(key=lambda report: report.row)
         counts: dict[str, int] = {result: sum(r.result == result for r in reports) for result in importing.RESULTS}
         return {"district": of, "dry_run": dry_run, **counts, "rows": [plain_report(report) for report in reports]}
+
+    async def forget(of: str, rows: list[importing.Row]) -> None:
+        """
+        Contacts of whom no desk knows. Of an enrolment without an answer nobody can say whether it holds: until the import is
+        repeated these are reached like those who have none.
+        """
+        known = desks.known(of).members
+        for row in rows:
+            if row.id not in known:
+                with suppress(BusError):
+                    await bus.erase("KV_CONTACTS", contact(of, row))
 
     async def checked(
         rows: list[Mapping[str, Any]], of: str
@@ -384,7 +403,9 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         tags=["stream"],
         summary="实时事件 / live events (SSE); id = sequence, Last-Event-ID resumes",
         response_class=StreamingResponse,
-        responses=web.problems("unauthenticated", "forbidden", "foreign_district", "bad_cursor", "too_many_watch"),
+        responses=web.problems(
+            "unauthenticated", "forbidden", "foreign_district", "bad_cursor", "too_many_watch", "too_many_streams"
+        ),
     )
     async def stream(
         caller: Watcher,
@@ -404,7 +425,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
 
         asked = desks.asked(wanted.member, wanted.district) if wanted.member is not None else ()
         holds = partial(doorkeeper.holds, caller)
-        return Watching(tail, tail.watch(wanted, after, until, asked=asked, holds=holds))
+        place = tail.place(caller, limited=desks.limited(caller.district))
+        return Watching(place, tail.watch(wanted, after, until, asked=asked, holds=holds))
 
     @app.get(
         "/v1/verbs",
@@ -419,18 +441,23 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
 
 
 class Watching(StreamingResponse):
-    """The stream as an answer; raises RefusedError `too_many_watch` before it begins."""
+    """The stream as an answer; raises RefusedError as `LiveTail.place` before it begins."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, tail: LiveTail, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, place: AbstractContextManager[None], events: AsyncIterator[bytes]) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._tail = tail
+        self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold a place while the client is there."""
-        with self._tail.place():
+        with self._place:
             await super().__call__(scope, receive, send)
+
+
+def contact(district: str, row: importing.Row) -> str:
+    """Where it is kept how somebody is reached."""
+    return f"$KV.CONTACTS.{district}.{row.id}"
 
 
 def plain_report(report: importing.Report) -> dict[str, Any]:

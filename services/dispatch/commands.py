@@ -100,7 +100,7 @@ class Leave(Verb):
 class Erase(Verb):
     """Forgotten: how they were reached is deleted by the desk before it says so. What they hold stays theirs to finish."""
 
-    leads_to = ("member.left", "member.erased")
+    leads_to = ("member.erased",)
 
     member: MemberId
 

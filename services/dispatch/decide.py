@@ -177,7 +177,8 @@ def _on_deadline(desk: Desk, work: Deadline, now: datetime) -> Decision[Desk]:
 def _on_command(desk: Desk, work: Command, now: datetime) -> Decision[Desk]:
     actor, verb = work.caller.actor, type(work.what)
     if known := desk.answered(work.id, actor):
-        if known.fact not in verb.leads_to:
+        forgetting = isinstance(work.what, Erase) and work.what.member != known.of
+        if known.fact not in verb.leads_to or forgetting:
             raise RefusedError("key_reused", field="id")
         return Decision(desk, answer=known.document())
     seed = derived_id("command", work.id, actor, verb.__name__)
@@ -290,9 +291,9 @@ def leave(draft: Draft, command: Leave) -> None:
 
 def erase(draft: Draft, command: Erase) -> None:
     """Nobody leads from this id to a person any more; also for an id that is no member but had a contact, such as the supervisor's."""
+    draft.add(MemberErased(member_id=command.member))
     if (member := draft.desk.members.get(command.member)) and not member.left:
         draft.add(MemberLeft(member_id=command.member))
-    draft.add(MemberErased(member_id=command.member))
 
 
 def unchanged(desk: Desk, fact: MemberEnrolled) -> bool:

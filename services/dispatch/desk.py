@@ -176,8 +176,10 @@ class Desks:
     async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
         try:
             command = await self._command(district, verb, request)
-            if isinstance(command.what, commands.Erase):
-                await self._bus.erase("KV_CONTACTS", f"$KV.CONTACTS.{district}.{command.what.member}")
+            if isinstance(command.what, commands.Erase) and not turns.state.answered(
+                id=command.id, actor=command.caller.actor
+            ):
+                await self._bus.erase("KV_CONTACTS", f"$KV.CONTACTS.{district}.{command.what.member}")  # then the fact
             answer = await turns.ask(command)
         except RefusedError as why:
             answer = {"problem": problem(why)}

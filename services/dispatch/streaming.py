@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from services.dispatch.history import SUBJECTS, History
 from services.dispatch.showing import Event, Wanted
+from shared.auth import Caller
 from shared.bus import Bus
 from shared.errors import BusError, RefusedError
 
+EACH_MAX = 20
+"""How many places one caller takes."""
 KEEPALIVE_S = 15.0
 LINGER_S = 30.0
 """How long the tail is followed after the last client has gone: most come back."""
@@ -107,18 +111,22 @@ class LiveTail:
         self._began = asyncio.Event()
         self._asked = asyncio.Event()
         self._moved = asyncio.Event()
-        self._watching = self._places = 0
+        self._watching = 0
+        self._taken: Counter[tuple[str, str]] = Counter()  # places, by district, and by caller in it
         self._floor = 0
         self.last = 0
 
     async def run(self, until: asyncio.Event) -> None:
-        """Follow the stream whenever somebody watches."""
-        while not until.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await self._asked.wait()
-            if self._asked.is_set() and not until.is_set():
-                await self._follow(until)
+        """Follow the stream whenever somebody watches; who comes when that is over waits for nothing."""
+        try:
+            while not until.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await self._asked.wait()
+                if self._asked.is_set() and not until.is_set():
+                    await self._follow(until)
+        finally:
+            self._began.set()
 
     async def _follow(self, until: asyncio.Event) -> None:
         """From now on, until nobody has watched for a while."""
@@ -204,15 +212,28 @@ class LiveTail:
             self._watching -= 1
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Room for one client. Raises RefusedError `too_many_watch`."""
-        if self._places >= self._clients:
+    def place(self, caller: Caller, *, limited: bool = True) -> Iterator[None]:
+        """
+        Room for one client.
+
+        Args:
+            limited: one caller takes so many places, and their district half of them; trusted districts take what there is.
+        Raises:
+            RefusedError: `too_many_streams`, `too_many_watch`.
+        """
+        district = self._clients // 2 if limited else self._clients
+        if limited and self._taken[caller.district, caller.id] >= EACH_MAX:
+            raise RefusedError("too_many_streams", limit=EACH_MAX)
+        if self._taken[caller.district, ""] >= district:
+            raise RefusedError("too_many_watch", limit=district, retry_after=10)
+        if self._taken.total() >= 2 * self._clients:
             raise RefusedError("too_many_watch", limit=self._clients, retry_after=10)
-        self._places += 1
+        places = Counter({(caller.district, caller.id): 1, (caller.district, ""): 1})
+        self._taken += places
         try:
             yield
         finally:
-            self._places -= 1
+            self._taken -= places  # and what is nothing any more goes
 
     @contextmanager
     def _in(self, wanted: Wanted, asked: Iterable[str]) -> Iterator[Group]:

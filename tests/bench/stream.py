@@ -23,6 +23,7 @@ from shared.bus import Bus, Message
 from shared.envelope import Envelope
 from shared.facts import TaskAccepted, instant
 from shared.ids import new_id
+from tests.bench.ground import DISTRICT as TRUSTED
 from tests.bench.ground import apply_register
 from tests.bench.harness import ROOT, Row, Workshop, cpu_s, end, percentile, resident_mib, start_python, until
 
@@ -39,7 +40,7 @@ async def run(workshop: Workshop) -> list[Row]:
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     lags: dict[str, list[float]] = {"ours": [], "bare": []}
     work: dict[str, dict[str, float]] = {}
-    token = issue_token(workshop.identities, "staff-1", DISTRICT, ["dispatcher"])
+    token = issue_token(workshop.identities, "staff-1", TRUSTED, ["dispatcher"])
     async with workshop.bus_server("stream") as (server, bus):
         await apply_register(bus)
         ports = {"ours": free_port(), "bare": free_port()}
@@ -117,7 +118,9 @@ async def _publish(bus: Bus, many: int, batch: int) -> int:
         now = instant(datetime.now(UTC))
         facts = [TaskAccepted(task_id=new_id(), member_id=f"m-{n + i}") for i in range(min(batch, many - n))]
         envelopes = [
-            Envelope(new_id(), DISTRICT, "bench-1a", now, fact, DISTRICT, new_id(), new_id(), "member:m-1")
+            Envelope(
+                new_id(), DISTRICT, "bench-1a", now, fact, f"{DISTRICT},{TRUSTED}", new_id(), new_id(), "member:m-1"
+            )
             for fact in facts
         ]
         last = await bus.commit([Message(envelope.subject, envelope.encode()) for envelope in envelopes])

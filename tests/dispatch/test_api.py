@@ -10,9 +10,11 @@ import pytest
 from deploy.identities import Identities, issue_token
 from deploy.servers import NatsServer
 from services.dispatch import api
+from services.dispatch.commands import Enrol
 from services.dispatch.desk import RULES
+from shared.errors import FencedError, RefusedError
 from shared.ids import derived_id, new_id
-from shared.turns import Turns
+from shared.turns import Command, Turns
 from tests.dispatch.conftest import Service
 from tests.examples import (
     LI,
@@ -318,6 +320,47 @@ async def test_who_is_erased_is_on_no_disk_and_only_a_supervisor_may(service: Se
     fresh_nats.start()
 
 
+async def test_an_erasure_that_is_refused_or_repeated_deletes_nothing(service: Service) -> None:
+    await service.start()
+    await imports(service, HEADER + ROWS)
+    boss = service.token("staff-9", "supervisor")
+
+    async def ask(verb: str, member: str, id: str) -> Any:
+        body = json.dumps({"id": id_of(id), "token": boss, "data": {"member": member}}).encode()
+        return json.loads(await service.bus.request(f"cmd.{WUCHANG}.desk.{verb}", body))
+
+    await ask("leave", LI, "left")
+    assert (await ask("erase", WANG, "left"))["problem"]["code"] == "key_reused"
+    assert await contact(service, WANG)
+    first = await ask("erase", WANG, "erased")
+    assert await contact(service, WANG) is None
+    assert (await ask("erase", LI, "erased"))["problem"]["code"] == "key_reused"
+    assert await contact(service, LI)
+    await imports(service, HEADER + ROWS)
+    assert (await ask("erase", WANG, "erased"))["id"] == first["id"]
+    assert await contact(service, WANG), "who came back is reached"
+
+
+async def test_an_erasure_that_a_leader_did_not_live_to_write_is_written_when_it_is_repeated(service: Service) -> None:
+    await service.start()
+    await imports(service, HEADER + ROWS)
+    turns = service.desks[WUCHANG]
+    ask = turns.ask
+    fenced: list[str] = []
+
+    async def once(command: Command) -> Any:
+        if not fenced:
+            fenced.append(command.id)
+            raise FencedError("another leads")
+        return await ask(command)
+
+    turns.ask = once  # type: ignore[method-assign]
+    answer = await service.post(f"/v1/members/{LI}/erase", {}, token=service.token("staff-9", "supervisor"))
+    assert (answer.json()["fact"], answer.json()["facts"]) == ("member.erased", 2)
+    assert fenced
+    assert await contact(service, LI) is None
+
+
 async def test_importing_again_changes_only_what_changed(service: Service) -> None:
     await service.start()
     await imports(service, HEADER + ROWS)
@@ -360,6 +403,26 @@ async def test_an_import_that_is_repeated_under_its_key_has_the_same_report(
     assert first["enrolled"] == 3
     assert await imports(service, HEADER + ROWS, key="k") == first
     assert (await service.bus.state()).last == last
+
+
+async def test_of_an_import_that_the_desk_refuses_no_phone_stays(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.start()
+    await imports(service, HEADER + next(row for row in ROWS.splitlines(keepends=True) if row.startswith(LI)))
+    first = await contact(service, LI)
+
+    def no(*_: Any) -> None:
+        raise RefusedError("forbidden", roles="")
+
+    monkeypatch.setattr(Enrol, "allow", no)
+    headers = {"content-type": "text/csv"}
+    assert code(await service.post("/v1/members/import", (HEADER + ROWS).encode(), headers=headers)) == (
+        403,
+        "forbidden",
+    )
+    assert await contact(service, WANG) is None
+    assert await contact(service, LI) == first, "who was known is reached as before"
 
 
 async def test_only_a_dry_run_may_come_without_a_key(service: Service) -> None:

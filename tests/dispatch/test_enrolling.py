@@ -82,7 +82,7 @@ def test_who_left_comes_back_by_being_enrolled() -> None:
 
 def test_who_is_erased_has_left_and_is_a_name_without_a_person() -> None:
     erased = asked(Erase(member=LI))
-    assert when(given(*TEAM), erased) == [MemberLeft(member_id=LI), MemberErased(member_id=LI)]
+    assert when(given(*TEAM), erased) == [MemberErased(member_id=LI), MemberLeft(member_id=LI)]
     assert when(after(given(*TEAM), asked(Leave(member=LI))), erased) == [MemberErased(member_id=LI)]
     assert when(after(given(*TEAM), erased), erased) == []
     assert when(given(), asked(Erase(member="m-supervisor-420106"))) == [MemberErased(member_id="m-supervisor-420106")]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import httpx2
@@ -205,11 +205,33 @@ async def test_a_block_grows_with_the_stream_and_a_gap_at_its_end_is_passed(serv
 
 async def test_no_more_than_so_many_watch(service: Service) -> None:
     tail = LiveTail(service.bus, events=50, clients=2)
-    with tail.place():
-        with tail.place(), pytest.raises(RefusedError, match="too_many_watch"), tail.place():
+
+    def place(n: int) -> AbstractContextManager[None]:
+        return tail.place(Caller(f"staff-{n}", str(n), frozenset({"dispatcher"})))
+
+    with place(1):
+        with place(2), pytest.raises(RefusedError, match="too_many_watch"), place(3):
             pass
-        with tail.place():
+        with place(2):
             pass
+
+
+@pytest.mark.parametrize(("callers", "code"), [(1, "too_many_streams"), (9, "too_many_watch")])
+async def test_neither_a_caller_nor_a_district_takes_all_places(service: Service, callers: int, code: str) -> None:
+    tail = LiveTail(service.bus, events=50, clients=80)
+
+    def place(n: int, district: str = WUCHANG, *, limited: bool = True) -> AbstractContextManager[None]:
+        return tail.place(Caller(f"staff-{n % callers}", district, frozenset({"dispatcher"})), limited=limited)
+
+    with ExitStack() as taken:
+        for n in range(20 * min(callers, 2)):
+            taken.enter_context(place(n))
+        with pytest.raises(RefusedError, match=code), place(0):
+            pass
+        with place(0, QINGSHAN), place(0, limited=False):
+            pass
+    with place(0):
+        pass
 
 
 async def test_what_is_no_fact_is_passed_over(service: Service) -> None:
@@ -370,8 +392,27 @@ async def test_catching_up_ends_with_the_token_too(service: Service) -> None:
 
 async def lines_of(service: Service, path: str, token: str, **headers: str) -> httpx2.Response:
     """The answer, after the service was told to stop."""
-    asyncio.get_running_loop().call_later(0.5, service.until.set)
-    return await service.http.get(path, headers={"authorization": f"Bearer {token}", **headers})
+
+    async def stop() -> None:
+        await service.until_holds(lambda: service.tail.last)
+        await asyncio.sleep(0.5)
+        service.until.set()
+
+    stopping = asyncio.create_task(stop())
+    try:
+        async with asyncio.timeout(15):
+            return await service.http.get(path, headers={"authorization": f"Bearer {token}", **headers})
+    finally:
+        await stopping
+
+
+async def test_who_comes_while_the_service_stops_waits_for_nothing(service: Service) -> None:
+    service.until.set()
+    await service.start(desks=False)
+    await asyncio.gather(*service.tasks)
+    async with asyncio.timeout(5):
+        answer = await service.get("/v1/stream")
+    assert answer.status_code == 200
 
 
 async def test_last_event_id_resumes_over_http(service: Service) -> None:
@@ -399,8 +440,9 @@ async def test_an_office_sees_only_its_own_over_http(service: Service) -> None:
 async def test_who_comes_when_all_places_are_taken_is_told_when_to_come_again(service: Service) -> None:
     await service.start(desks=False)
     with ExitStack() as taken:
+        everyone = Caller("load", "*", frozenset({"dispatcher"}))
         for _ in range(800):
-            taken.enter_context(service.tail.place())
+            taken.enter_context(service.tail.place(everyone, limited=False))
         answer = await service.get("/v1/stream")
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "too_many_watch", "10")
 

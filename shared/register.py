@@ -145,6 +145,37 @@ def evolve(register: Register, fact: Fact) -> Register:
             return register
 
 
+class Sharing:
+    """
+    Which areas offices share: today, and ever.
+
+    What another office's fact named by an agreement is shown while that is in force; nobody can tell it from what it named for
+    another reason, so of an area that an office once shared, and shares no more, only what it still has to do with is shown.
+    """
+
+    def __init__(self) -> None:
+        self.register = Register()
+        self._ever: dict[str, set[str]] = {}
+
+    def take(self, fact: Fact) -> None:
+        """One more fact of the register."""
+        self.register = evolve(self.register, fact)
+        if isinstance(fact, AgreementSet):
+            self._ever.setdefault(fact.area, set()).update(fact.parties)
+        elif isinstance(fact, AreaSet):
+            self._ever.setdefault(fact.area, set()).add(fact.served_by)
+
+    def lost(self, district: str, area: str, now: datetime) -> bool:
+        """Whether an office shared this area once and no longer does."""
+        if district not in self._ever.get(area, ()):
+            return False
+        return district not in self.register.parties(area, self.register.today(district, now))
+
+    def all_lost(self, district: str, now: datetime) -> tuple[str, ...]:
+        """Every area that an office shared once and no longer does."""
+        return tuple(sorted(area for area in self._ever if self.lost(district, area, now)))
+
+
 def facts(register: Register) -> Iterable[Fact]:
     """Everything the register says, as the facts that lead to it, in a stable order."""
     for held in (register.districts, register.calendars):

@@ -39,7 +39,7 @@ async def run(settings: Settings) -> None:
         snapshot=snapshots.begin,
         snapshot_facts=settings.snapshot_facts,
     )
-    tail = LiveTail(bus, events=settings.tail_events, clients=settings.stream_clients)
+    tail = LiveTail(bus, events=settings.tail_events, clients=settings.stream_clients, shares=desks.shares)
     app = create_app(bus, desks, tail, doorkeeper, until)
 
     async def stop_when_closed() -> None:

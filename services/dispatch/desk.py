@@ -8,6 +8,7 @@ repeats the same command id until somebody leads.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from services.dispatch import commands, model
 from services.dispatch.decide import decide
 from services.dispatch.model import Desk
 from services.dispatch.pacing import NOBODY, LetGoError, Pace
+from services.dispatch.showing import Event
 from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import Bus, Request, Subscription
 from shared.envelope import decode
@@ -23,7 +25,7 @@ from shared.errors import FencedError, MalformedError, RefusedError, Unavailable
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
 from shared.problems import problem
 from shared.register import SUBJECTS as REGISTER
-from shared.register import Register, evolve
+from shared.register import Register, Sharing
 from shared.telemetry import logger
 from shared.turns import Command, Rules, Turns
 
@@ -89,14 +91,25 @@ class Desks:
         self._subscription: Subscription | None = None
         self._pace = Pace(doorkeeper, APART_S, HELD_MOST_S, self.limited)
         self.desks: dict[str, Turns[Desk]] = {}
-        self.register = Register()
-        """As the bus has it, whoever leads: what a desk that stands by has not folded yet is in it."""
+        self.sharing = Sharing()
 
     def __getitem__(self, district: str) -> Turns[Desk]:
         """The desk of a district. Raises RefusedError `unknown_district`."""
         if district not in self.desks:
             raise RefusedError("unknown_district", district=district)
         return self.desks[district]
+
+    @property
+    def register(self) -> Register:
+        """As the bus has it, whoever leads: what a desk that stands by has not folded yet is in it."""
+        return self.sharing.register
+
+    def shares(self, district: str, event: Event) -> bool:
+        """Whether an office is still shown another's fact: it shares the area, or has to do with the case."""
+        if not self.sharing.lost(district, event.area, datetime.now(UTC)):
+            return True
+        desk = self.desks[district].state if district in self.desks else model.initial(district)
+        return event.case in desk.by_request or any(m.fact.request_id == event.case for m in desk.matters.values())
 
     def asked(self, member: str, district: str) -> set[str]:
         """The open tasks that a member was ever asked about, in a district or (`*`) anywhere."""
@@ -148,7 +161,7 @@ class Desks:
                     except MalformedError as why:
                         logger().error("register_malformed", sequence=delivery.sequence, why=str(why))
                         continue
-                    self.register = evolve(self.register, fact)
+                    self.sharing.take(fact)
                     if isinstance(fact, DistrictSet) and (self.named is None or fact.district in self.named):
                         self._open(fact.district)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import orjson
@@ -32,6 +32,15 @@ def prefixes(types: str) -> tuple[str, ...]:
     return tuple(one.strip() for one in types.split(",") if one.strip())
 
 
+Shares = Callable[[str, "Event"], bool]
+"""Whether a district is still shown what another's fact names it in."""
+
+
+def all_shared(_district: str, _event: Event) -> bool:
+    """Where nothing is known of agreements."""
+    return True
+
+
 class Event(NamedTuple):
     """One fact as the stream sends it."""
 
@@ -45,6 +54,7 @@ class Event(NamedTuple):
     task: str = ""
     members: tuple[str, ...] = ()
     """Whom it names."""
+    case: str = ""
 
     @classmethod
     def of(cls, delivery: Delivery) -> Event | None:
@@ -53,7 +63,7 @@ class Event(NamedTuple):
             _, district, _, area, entity, fact, *_ = delivery.subject.split(".", 6)
             document = orjson.loads(delivery.data)
             districts = tuple(document["districts"].split(","))
-            about = document["data"]
+            about, case = document["data"], str(document.get("correlationid", ""))
             task, members = str(about.get("task_id", "")), tuple(map(str, about.get("members", ())))
             if "member_id" in about:
                 members = (*members, str(about["member_id"]))
@@ -63,7 +73,7 @@ class Event(NamedTuple):
             return None  # not canonical, so no fact; and a line break would end the event's data
         name = f"{entity}.{fact}"
         lines = b"id: %d\nevent: %b\ndata: %b\n\n" % (delivery.sequence, name.encode(), delivery.data)
-        return cls(delivery.sequence, district, area, name, districts, lines, task, members)
+        return cls(delivery.sequence, district, area, name, districts, lines, task, members, case)
 
     @property
     def data(self) -> bytes:
@@ -111,7 +121,7 @@ class Wanted(NamedTuple):
         """Whether their token has ended."""
         return time.time() > self.ends
 
-    def shows(self, event: Event, asked: Iterable[str] = ()) -> bool:
+    def shows(self, event: Event, asked: Iterable[str] = (), shares: Shares = all_shared) -> bool:
         """
         Whether this client gets this event: its office serves, or the fact is shared with it.
 
@@ -123,7 +133,7 @@ class Wanted(NamedTuple):
         if self.district != EVERYWHERE and event.district != self.district:
             if self.district not in event.districts and HUB not in event.districts:
                 return False
-            if event.name.startswith(PRIVATE):
+            if event.name.startswith(PRIVATE) or not shares(self.district, event):
                 return False
         if self.area is not None and event.area != self.area:
             return False

@@ -8,9 +8,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 from services.dispatch.history import SUBJECTS, History
-from services.dispatch.showing import Event, Wanted
+from services.dispatch.showing import Event, Shares, Wanted, all_shared
 from shared.auth import Caller
 from shared.bus import Bus
 from shared.errors import BusError, RefusedError
@@ -40,8 +41,9 @@ class Group:
         theirs: the tasks that a member was asked about.
     """
 
-    def __init__(self, wanted: Wanted, floor: int) -> None:
+    def __init__(self, wanted: Wanted, floor: int, shares: Shares = all_shared) -> None:
         self._wanted = wanted
+        self._shares = shares
         self._events: list[Event] = []
         self._sequences: list[int] = []  # of the events, to find a client's place
         self._writes: dict[int, tuple[bytes, int]] = {}
@@ -54,7 +56,7 @@ class Group:
         """Whether they get it; an offer to a member is remembered, for what becomes of it is theirs to see."""
         if event.name == "task.offered" and self._wanted.member in event.members:
             self.theirs.add(event.task)
-        return self._wanted.shows(event, self.theirs)
+        return self._wanted.shows(event, self.theirs, self._shares)
 
     def take(self, events: Iterable[Event], kept: int) -> None:
         """Of what is new, what is shown; somebody may be waiting for it."""
@@ -81,10 +83,13 @@ class Group:
         if len(self._writes) > WRITES_MAX:
             self._writes.clear()
         size, some, reached, begin = 0, [], position, bisect_right(self._sequences, position)
-        for event in self._events[begin : begin + WRITE_EVENTS]:
-            reached, size = event.sequence, size + len(event.lines)
+        for event in islice(self._events, begin, None):
+            reached = event.sequence
+            if not self._wanted.shows(event, self.theirs, self._shares):
+                continue  # no longer: an agreement has ended
+            size += len(event.lines)
             some.append(event.lines)
-            if size > WRITE_BYTES:
+            if size > WRITE_BYTES or len(some) == WRITE_EVENTS:
                 break
         self._writes[position] = b"".join(some), reached
         return self._writes[position]
@@ -101,10 +106,11 @@ class LiveTail:
         clients: how many may watch at a time.
     """
 
-    def __init__(self, bus: Bus, *, events: int, clients: int = 800) -> None:
+    def __init__(self, bus: Bus, *, events: int, clients: int = 800, shares: Shares = all_shared) -> None:
         self._bus = bus
         self._kept = events
         self._clients = clients
+        self._shares = shares
         self._history = History(bus)
         self._events: list[Event] = []
         self._groups: dict[Wanted, Group] = {}
@@ -188,7 +194,7 @@ class LiveTail:
                 await self._began.wait()
                 while self.last < last:
                     await self._moved.wait()
-            looking = Group(wanted, 0)
+            looking = Group(wanted, 0, self._shares)
             looking.theirs.update(asked)
             found: list[Event] = []
             size, position, ends = 0, after, time.monotonic() + PAGE_S
@@ -241,7 +247,7 @@ class LiveTail:
         key = wanted._replace(expires=0.0)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(wanted, self._floor)
+            group = self._groups[key] = Group(wanted, self._floor, self._shares)
             group.take(self._events, self._kept)
         group.theirs.update(asked)
         group.clients += 1

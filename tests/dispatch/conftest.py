@@ -17,7 +17,10 @@ from shared.auth import Doorkeeper
 from shared.bus import Bus, Message
 from shared.envelope import Envelope
 from tests.conftest import Connect
-from tests.examples import REGISTER, WUCHANG, envelope
+from tests.examples import AGREEMENT, REGISTER, WUCHANG, envelope
+
+IN_FORCE = AGREEMENT.model_copy(update={"valid_to": None})
+"""Whenever the tests run."""
 
 
 class Service:
@@ -29,7 +32,7 @@ class Service:
         self.until = asyncio.Event()
         doorkeeper = Doorkeeper.from_file(identities.jwks_file)
         self.desks = Desks(self.bus, doorkeeper, districts="*", instance="d-1", until=self.until)
-        self.tail = LiveTail(self.bus, events=50)
+        self.tail = LiveTail(self.bus, events=50, shares=self.desks.shares)
         self.app = create_app(self.bus, self.desks, self.tail, doorkeeper, self.until)
         self.tasks: list[asyncio.Task[None]] = []
         transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -92,6 +95,6 @@ class Service:
 async def service(connect: Connect, identities: Identities) -> AsyncIterator[Service]:
     """Dispatch with the register of 武昌, not yet started."""
     made = Service(identities, {name: await connect(name) for name in ("dispatch", "intake", "ledger")})
-    await made.store(made.ledger, *(envelope(fact) for fact in REGISTER))
+    await made.store(made.ledger, *(envelope(fact) for fact in (*REGISTER, IN_FORCE)))
     yield made
     await made.stop()

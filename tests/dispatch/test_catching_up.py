@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import date
 from typing import Any
 
 import orjson
@@ -13,9 +14,22 @@ from shared.auth import Doorkeeper
 from shared.bus import Bus, Message
 from shared.facts import TaskAccepted, TaskClosed
 from tests.conftest import Connect
-from tests.dispatch.conftest import Service
-from tests.dispatch.test_streaming import EXPLAINED, SHARED, accepted, offered, write
-from tests.examples import LI, OUJING, QINGSHAN, TASK, WANG, WUCHANG, XINXIANG, envelope, id_of, submitted
+from tests.dispatch.conftest import IN_FORCE, Service
+from tests.dispatch.test_streaming import EXPLAINED, SHARED, Client, accepted, offered, wanted, write
+from tests.examples import (
+    HONGSHAN,
+    LI,
+    OUJING,
+    QINGSHAN,
+    REGISTER,
+    TASK,
+    WANG,
+    WUCHANG,
+    XINXIANG,
+    envelope,
+    id_of,
+    submitted,
+)
 
 
 class Asker:
@@ -100,6 +114,27 @@ async def test_an_office_is_shown_its_own_and_what_is_shared_with_it(service: Se
     assert await ask.sequences("420111", after=first) == []
     assert await ask.sequences(after=first, types="task., handover.") == [shared]
     assert len(await ask.sequences(after=first)) == 3
+
+
+@pytest.mark.parametrize("how", ["ended", "without them"])
+async def test_an_agreement_that_has_ended_closes_the_past_as_well(service: Service, ask: Asker, how: str) -> None:
+    for fact in (*REGISTER, IN_FORCE):
+        service.desks.sharing.take(fact)
+    first = (await service.bus.state()).last
+    shared = await service.store(service.bus, accepted(9, area=XINXIANG, districts=SHARED))
+    asked = await service.store(service.bus, accepted(8, area=OUJING, districts=SHARED))
+    assert await ask.sequences(QINGSHAN, after=first) == [shared, asked]
+    watching = Client(service.tail, wanted(QINGSHAN), first)
+    await watching.until_got(asked)
+    change = {"valid_to": date(2026, 3, 2)} if how == "ended" else {"parties": (WUCHANG, HONGSHAN)}
+    service.desks.sharing.take(IN_FORCE.model_copy(update=change))
+    assert await ask.sequences(QINGSHAN, after=first) == [asked], "what names them for another reason stays"
+    again = Client(service.tail, wanted(QINGSHAN), first)
+    await again.until_got(asked)
+    assert again.ids == [asked], "also of what the tail still holds"
+    assert await ask.sequences(WUCHANG, after=first) == [shared, asked]
+    await watching.leave()
+    await again.leave()
 
 
 async def test_a_page_that_finds_nothing_in_time_says_how_far_it_looked(

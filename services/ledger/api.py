@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -76,7 +77,8 @@ async def find_case(
 
     Args:
         fact: an event's id: the timeline is this fact alone, if it is there. A timeline without it holds the first 1,000 at most.
-        scope: the district for whom: the case and each entry of the timeline must list it; `000000` or `*` sees all.
+        scope: the district for whom: the case and each entry of the timeline must list it, and where only an agreement named it,
+            that must be in force; `000000` or `*` sees all.
     Returns: `case`, `as_of` (the source sequence of the projection) and whether that is `stale`, before the position.
     Raises:
         RefusedError: `not_found`, `foreign_district`; `unavailable` for what may lie between the projection and the position.
@@ -93,7 +95,13 @@ async def find_case(
         raise RefusedError("foreign_district", district=document["district"], yours=scope)
     seen = Selection(request=document["_id"], kinds=("event",), event=fact)
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
-    timeline = [cases.entry(index, orjson.loads(leaf)) for index, leaf in found if everything or _lists(leaf, scope)]
+    leaves = [(index, orjson.loads(leaf)) for index, leaf in found]
+    lost = not everything and ledger.registry.sharing.lost(scope, document["area"], datetime.now(UTC))
+    if lost and scope not in (document["district"], document.get("home")):
+        every = await ledger.store.read(replace(seen, event=None), 0, 2**53, TIMELINE_MAX) if fact else found
+        if scope not in cases.involved(orjson.loads(leaf) for _, leaf in every):
+            raise RefusedError("foreign_district", district=document["district"], yours=scope)
+    timeline = [cases.entry(index, leaf) for index, leaf in leaves if everything or _lists(leaf, scope)]
     return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
 
 
@@ -297,7 +305,8 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         by = {name: value for name, value in (("state", state), ("area", area), ("item", item)) if value is not None}
         question = {"cases": by, "district": whose or EVERYWHERE}
         below = ledger.cursors.open(question, cursor)[0] if cursor else None
-        found = await ledger.store.list_cases(by, district=whose, below=below, limit=limit + 1)
+        lost = ledger.registry.sharing.all_lost(whose, datetime.now(UTC)) if whose else ()
+        found = await ledger.store.list_cases(by, district=whose, lost=lost, below=below, limit=limit + 1)
         page, more = found[:limit], len(found) > limit
         return _json(
             {
@@ -353,6 +362,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
                 request=request,
                 types=types_named(type.split(",")) if type else None,
                 kinds=None if kinds == "all" else tuple(sorted(set(kinds.split(",")))),
+                lost=ledger.registry.sharing.all_lost(caller.district, datetime.now(UTC)) or None,
             ),
             size=0,
             since=since,
@@ -437,5 +447,5 @@ def _json(content: Any, headers: Mapping[str, str] | None = None) -> Response:
     return Response(canonical(content), media_type="application/json", headers=dict(headers or {}))
 
 
-def _lists(leaf: bytes, district: str) -> bool:
-    return any(scope["d"] in (district, HUB) for scope in orjson.loads(leaf)["scopes"])
+def _lists(leaf: Mapping[str, Any], district: str) -> bool:
+    return any(scope["d"] in (district, HUB) for scope in leaf["scopes"])

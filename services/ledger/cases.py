@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
@@ -205,6 +205,31 @@ def _begun(event: Envelope, index: int) -> Case:
         "round": 1,
         "offers": 0,
     }
+
+
+def involved(leaves: Iterable[dict[str, Any]]) -> set[str]:
+    """Whom a case concerns beyond any agreement: who gave or got it, who helps or helped, and who is being asked, or confers."""
+    lasting: set[str] = set()
+    asked: dict[str, set[str]] = {}
+    for leaf in leaves:
+        event = leaf["event"]
+        tokens = leaf["subject"].split(".")
+        name, data = f"{tokens[4]}.{tokens[5]}", event["data"]
+        match name:
+            case "handover.offered":
+                asked[data["handover_id"]] = {data["to"]}
+            case "help.asked":
+                asked[data["help_id"]] = {data["to"]}
+            case "conferral.opened":
+                asked[data["conferral_id"]] = {*data["parties"], data["lead"]}
+            case "task.handed_over":
+                lasting |= {tokens[1], data["to"]}
+                asked.pop(data["by"], None)
+            case "help.answered" if data.get("member_id"):
+                lasting.add(data["to"])
+            case "handover.returned" | "handover.lapsed" | "conferral.ended" | "help.answered" | "help.lapsed":
+                asked.pop(event["subject"], None)
+    return lasting.union(*asked.values())
 
 
 def shown(case: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from shared.facts import (
     plain,
 )
 from shared.ids import derived_id
-from shared.register import SUBJECTS, Register, evolve
+from shared.register import SUBJECTS, Register, Sharing, evolve
 from shared.telemetry import logger
 
 FACTS_MAX = 999
@@ -376,6 +376,7 @@ class Registry:
     sequence: int = 0
     unfinished: bool = False
     ruled: set[str] = field(default_factory=set)
+    sharing: Sharing = field(default_factory=Sharing)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -389,6 +390,7 @@ class Registry:
                     try:
                         fact = decode(delivery.subject, delivery.data).fact
                         register = evolve(register, fact)
+                        self.sharing.take(fact)
                         unfinished = fact.more if isinstance(fact, RegisterApplied) else unfinished
                         if isinstance(fact, PrecedentSet) and fact.conferral:
                             self.ruled.add(fact.conferral)

@@ -116,7 +116,12 @@ async def expected(log: Log, replay: Replay) -> int | dict[str, int] | None:
     """
     asked = replay.selection
     since, until = replay.since, max(replay.since, replay.until)
-    if asked.area is not None or asked.types is not None or (asked.request is not None and asked.district is not None):
+    if (
+        asked.area is not None
+        or asked.types is not None
+        or asked.lost is not None
+        or (asked.request is not None and asked.district is not None)
+    ):
         return None
     if asked.request is not None:
         if asked.scopes is not None:

@@ -71,6 +71,7 @@ class Selection:
 
     Attributes:
         scopes: leaves that list one of these districts.
+        lost: areas that an office shared once: of those it gets what it said itself (`scopes[0]`).
         types: full types, or names of facts (`task.offered`) of any version.
         event: the one event with this id.
     """
@@ -82,6 +83,7 @@ class Selection:
     types: tuple[str, ...] | None = None
     kinds: tuple[str, ...] | None = None
     event: str | None = None
+    lost: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,12 +325,19 @@ class Store:
         return found
 
     async def list_cases(
-        self, by: Mapping[str, str], *, district: str | None, below: int | None, limit: int
+        self, by: Mapping[str, str], *, district: str | None, below: int | None, limit: int, lost: Sequence[str] = ()
     ) -> list[Case]:
-        """Cases that have these values, newest first, `first` below the given one."""
+        """
+        Cases that have these values, newest first, `first` below the given one.
+
+        Args:
+            lost: areas of which the district gets only those cases that are, or began as, its own.
+        """
         query: dict[str, Any] = dict(by)
         if district is not None:
             query["districts"] = district
+        if lost:
+            query["$or"] = [{"area": {"$nin": list(lost)}}, {"district": district}, {"home": district}]
         if below is not None:
             query["first"] = {"$lt": below}
         with _asking():
@@ -388,6 +397,8 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
         query["ds"] = selection.district if inside else {"$in": []}
     elif wanted is not None:
         query["ds"] = {"$in": list(wanted)}
+    if selection.lost and wanted:
+        query["$or"] = [{"ar": {"$nin": list(selection.lost)}}, {"ds.0": wanted[0]}]
     if selection.request is not None:
         query["case"] = selection.request
     if selection.area is not None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,23 @@ from services.ledger.__main__ import run
 from services.ledger.projecting import Projector
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Selection, StoreUnavailableError
+from shared.facts import HUB, AgreementSet, AreaSet, HelpAnswered
+from shared.ids import new_id
+from tests.examples import AGREEMENT, REGISTER
 from tests.ledger.conftest import ORIGIN, Bench
-from tests.ledger.examples import HONGSHAN, QINGSHAN, WUCHANG, life, message, request_id, submitted, tracking_hash
+from tests.ledger.examples import (
+    HONGSHAN,
+    QINGSHAN,
+    WUCHANG,
+    about,
+    event,
+    life,
+    message,
+    request_id,
+    submitted,
+    task_id,
+    tracking_hash,
+)
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
 
@@ -123,6 +138,41 @@ async def test_another_districts_cases_and_leaves_stay_closed(service: Service) 
     assert (await service.get(f"/v1/cases/{request_id(1)}", "clerk", of=QINGSHAN)).status_code == 200
     assert (await service.get("/v1/events", "member", of=WUCHANG)).status_code == 403
     assert (await service.get("/v1/events", "auditor", of="")).status_code == 401
+
+
+async def test_what_an_agreement_opened_is_closed_when_it_ends_but_for_who_has_to_do_with_it(service: Service) -> None:
+    shared = f"{WUCHANG},{QINGSHAN}"
+    asking = HelpAnswered(help_id=new_id(), task_id=task_id(2), to=QINGSHAN, member_id="m-chen")
+    lent = [*life(2, shared), about(2, asking, districts=shared)]
+    await service.published(*[message(each) for each in (*life(1, shared), *lent)])
+
+    async def seen() -> list[int]:
+        answers = [await service.get(f"/v1/cases/{request_id(n)}", "clerk", of=QINGSHAN) for n in (1, 2)]
+        listed = (await service.get("/v1/cases", "clerk", of=QINGSHAN)).json()["cases"]
+        replayed = (await service.get("/v1/events", "auditor", of=QINGSHAN)).text
+        return [*(answer.status_code for answer in answers), len(listed), replayed.count(".xinxiang-7k.")]
+
+    async def agreed(until: date | None) -> None:
+        change = {"valid_to": until}
+        facts = (*REGISTER, AGREEMENT.model_copy(update=change))
+        told = [
+            event(fact, id=new_id(), district=HUB, area="-")
+            for fact in facts
+            if isinstance(fact, AreaSet | AgreementSet)
+        ]
+        await service.published(*[message(each) for each in told])
+
+    async def becomes(wanted: list[int]) -> None:
+        async with asyncio.timeout(10):
+            while (found := await seen()) != wanted:
+                assert found, "it becomes what is wanted"
+                await asyncio.sleep(0.1)
+
+    await agreed(None)
+    await becomes([200, 200, 2, len(life(1)) + len(lent)])
+    await agreed(date(2026, 3, 2))
+    await becomes([403, 200, 0, 0])
+    assert (await service.get(f"/v1/cases/{request_id(1)}", "clerk", of=WUCHANG)).status_code == 200
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------

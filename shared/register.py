@@ -167,9 +167,11 @@ class Sharing:
 
     def lost(self, district: str, area: str, now: datetime) -> bool:
         """Whether an office shared this area once and no longer does."""
-        if district not in self._ever.get(area, ()):
-            return False
-        return district not in self.register.parties(area, self.register.today(district, now))
+        return district in self._ever.get(area, ()) and not self.shares(district, area, now)
+
+    def shares(self, district: str, area: str, now: datetime) -> bool:
+        """Whether an office serves this area today, or is party to an agreement about it."""
+        return district in self.register.parties(area, self.register.today(district, now))
 
     def all_lost(self, district: str, now: datetime) -> tuple[str, ...]:
         """Every area that an office shared once and no longer does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -97,6 +97,7 @@ class Cases:
 
     Args:
         position: the last sequence that this instance wrote, so that its callers read their own writes.
+        parties: who shares an area at a moment.
     """
 
     def __init__(
@@ -106,9 +107,11 @@ class Cases:
         clock: Callable[[], datetime],
         *,
         position: Callable[[], int] = lambda: 0,
+        parties: Callable[[str, datetime], Iterable[str]] = lambda _area, _now: (),
         within_s: float = 10,
     ) -> None:
         self._bus = bus
+        self._parties = parties
         self._naming = naming
         self._clock = clock
         self._position = position
@@ -249,13 +252,14 @@ class Cases:
                     found = await self.find(which, ours)
                     continue
                 now = instant(self._clock())
+                shared = () if private else self._parties(case.area, now)  # today: who was asked in vain is not told
                 envelope = Envelope(
                     id=id,
                     district=case.district,
                     area=area,
                     time=now,
                     fact=decide(case, now),
-                    districts=",".join(concerned(case) if private else case.districts or (case.district,)),
+                    districts=",".join(dict.fromkeys((*concerned(case), *shared))),
                     case=case.id,
                     cause=cause,
                     actor=actor,

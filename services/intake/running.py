@@ -70,7 +70,13 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         clock=_now,
         commit_within_s=settings.commit_within_s,
     )
-    cases = Cases(bus, naming, _now, position=lambda: door.position, within_s=settings.commit_within_s)
+
+    def parties(area: str, now: datetime) -> tuple[str, ...]:
+        register = following.known.register
+        version = register.area(area, now.date())
+        return register.parties(area, register.today(version.served_by, now)) if version else ()
+
+    cases = Cases(bus, naming, _now, position=lambda: door.position, parties=parties, within_s=settings.commit_within_s)
     disclosures = Disclosures(cases, keeper, naming, bus.at)
     erasing = Erasing(bus, cases, disclosures, keeper, naming, _now)
 

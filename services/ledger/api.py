@@ -77,8 +77,8 @@ async def find_case(
 
     Args:
         fact: an event's id: the timeline is this fact alone, if it is there. A timeline without it holds the first 1,000 at most.
-        scope: the district for whom: the case and each entry of the timeline must list it, and where only an agreement named it,
-            that must be in force; `000000` or `*` sees all.
+        scope: the district for whom: the case and each entry of the timeline must list it, and it must share the area today or
+            have to do with the case still; `000000` or `*` sees all.
     Returns: `case`, `as_of` (the source sequence of the projection) and whether that is `stale`, before the position.
     Raises:
         RefusedError: `not_found`, `foreign_district`; `unavailable` for what may lie between the projection and the position.
@@ -96,8 +96,9 @@ async def find_case(
     seen = Selection(request=document["_id"], kinds=("event",), event=fact)
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
     leaves = [(index, orjson.loads(leaf)) for index, leaf in found]
-    lost = not everything and ledger.registry.sharing.lost(scope, document["area"], datetime.now(UTC))
-    if lost and scope not in (document["district"], document.get("home")):
+    theirs = everything or scope in (document["district"], document.get("home"))
+    known = document["area"] in ledger.registry.register.areas
+    if not theirs and known and not ledger.registry.sharing.shares(scope, document["area"], datetime.now(UTC)):
         every = await ledger.store.read(replace(seen, event=None), 0, 2**53, TIMELINE_MAX) if fact else found
         if scope not in cases.involved(orjson.loads(leaf) for _, leaf in every):
             raise RefusedError("foreign_district", district=document["district"], yours=scope)

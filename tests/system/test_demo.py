@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,15 @@ def test_nonsense_and_impostors_are_refused(summary: dict[str, Any]) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_hand_it_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    with subprocess.Popen(COMMAND, env=_environment(tmp_path), stdout=subprocess.PIPE, text=True) as demo:
+    # A shell that runs the tests in the background has them ignore SIGINT, and with them all that they start.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        COMMAND,
+        env=_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,  # noqa: PLW1509
+    ) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "ready" in line:

@@ -97,7 +97,7 @@ class Cases:
 
     Args:
         position: the last sequence that this instance wrote, so that its callers read their own writes.
-        parties: who shares an area at a moment.
+        parties: who shares a district's area at a moment.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Cases:
         clock: Callable[[], datetime],
         *,
         position: Callable[[], int] = lambda: 0,
-        parties: Callable[[str, datetime], Iterable[str]] = lambda _area, _now: (),
+        parties: Callable[[str, str, datetime], Iterable[str]] = lambda _district, _area, _now: (),
         within_s: float = 10,
     ) -> None:
         self._bus = bus
@@ -252,7 +252,9 @@ class Cases:
                     found = await self.find(which, ours)
                     continue
                 now = instant(self._clock())
-                shared = () if private else self._parties(case.area, now)  # today: who was asked in vain is not told
+                shared = (
+                    () if private else self._parties(case.district, case.area, now)
+                )  # today: who was asked in vain is not told
                 envelope = Envelope(
                     id=id,
                     district=case.district,

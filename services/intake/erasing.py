@@ -86,11 +86,12 @@ class Plan:
 
 
 def plan(subject: str, data: bytes) -> Plan:
-    """What was written down. Raises ValueError, KeyError."""
+    """What was written down; one without a time is from long ago. Raises ValueError, KeyError."""
     _, _, district, kid, _ = subject.split(".")
     held = orjson.loads(data)
+    at = datetime.fromisoformat(held["at"]) if "at" in held else datetime.fromtimestamp(0, UTC)
     return Plan(
-        *(district, kid, tuple(held["requests"]), held["whole"], held["reason"], datetime.fromisoformat(held["at"])),
+        *(district, kid, tuple(held["requests"]), held["whole"], held["reason"], at),
         *(held["lookup"], held["actor"]),
     )
 
@@ -255,6 +256,8 @@ class Erasing:
                 before = plan(planned.subject, earlier.data)
                 requests = tuple(dict.fromkeys((*before.requests, *planned.requests)))
                 planned = replace(planned, requests=requests, lookup=planned.lookup or before.lookup)
+                if before.reason != "lost":  # who asked first stays on record, whoever goes on with it
+                    planned = replace(planned, reason=before.reason, actor=before.actor)
             try:
                 expect = earlier.sequence if earlier else 0
                 return planned, await self._bus.replace(SEALED, planned.subject, planned.encode(), expect=expect)

@@ -71,10 +71,9 @@ def bring_up(bus: Bus, settings: Settings) -> Intake:
         commit_within_s=settings.commit_within_s,
     )
 
-    def parties(area: str, now: datetime) -> tuple[str, ...]:
+    def parties(district: str, area: str, now: datetime) -> tuple[str, ...]:
         register = following.known.register
-        version = register.area(area, now.date())
-        return register.parties(area, register.today(version.served_by, now)) if version else ()
+        return register.parties(area, register.today(district, now))
 
     cases = Cases(bus, naming, _now, position=lambda: door.position, parties=parties, within_s=settings.commit_within_s)
     disclosures = Disclosures(cases, keeper, naming, bus.at)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 
 from services.intake.door import SEALED, Door
@@ -47,6 +48,11 @@ def test_a_plan_is_read_as_it_was_written() -> None:
         Plan(WUCHANG, "ab", ("r-1",), False, "retention", NOW),
     ):
         assert plan(planned.subject, planned.encode()) == planned
+
+
+def test_a_plan_without_a_time_is_from_long_ago() -> None:
+    held = {"requests": ["r-1"], "whole": False, "reason": "asked", "lookup": None, "actor": None}
+    assert plan(f"sealed.erasing.{WUCHANG}.ab.r-1", orjson.dumps(held)).at.year == 1970
 
 
 # --- a resident, by tracking code -------------------------------------------------------------------------------------
@@ -265,6 +271,21 @@ async def test_without_the_ledger_it_says_so_and_goes_on_by_itself(
     ledger.mute = False
     assert await erasing.go_on() == 1
     assert len(await world.facts("request.erased")) == 1
+
+
+async def test_who_asked_stays_on_record_though_the_sweeper_goes_on_with_it(
+    world: World, intake: httpx2.AsyncClient, submitted: dict[str, Any], ledger: Ledger
+) -> None:
+    erasing = world.instances[0].retention.erasing
+    person = await erasing.held((await erasing._cases.fresh({"id": submitted["id"]})).case)
+    assert person is not None
+    ledger.mute = True
+    with pytest.raises(UnavailableError):
+        await erasing.erase_person(person, actor="supervisor:s-1")
+    ledger.mute = False
+    await erasing.finish(person.district, person.kid)
+    [fact] = await world.facts("request.erased")
+    assert (fact["data"]["reason"], fact["actor"]) == ("asked", "supervisor:s-1")
 
 
 async def test_what_is_sealed_in_the_moment_in_which_its_key_goes_is_erased_by_the_sweeper(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.errors import RefusedError
 from shared.keys import REFRESH_S, Discovered, Held, Keys, Source, Watched, private, read_keys
+from shared.telemetry import logger
 
 AUDIENCE = "paidan"
 ISSUER = "paidan"
@@ -28,8 +29,10 @@ KNOWN_MAX = 10_000
 EVERYWHERE = "*"
 PSEUDONYM = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9-]{0,63}")
 DISTRICTS = re.compile(r"\*|(?!000000)\d{6}", re.ASCII)
-REVOKED = re.compile(rf"(?:{DISTRICTS.pattern}) (?:{PSEUDONYM.pattern})(?: \S+)?", re.ASCII)
-"""Whose tokens: of a district, of somebody there, and, where it is said, by which issuer."""
+REVOKED = re.compile(rf"{PSEUDONYM.pattern}|(?:{DISTRICTS.pattern}) (?:{PSEUDONYM.pattern})(?: \S+)?", re.ASCII)
+"""Whose tokens: of a district, of somebody there, and, where it is said, by which issuer; of somebody in every district."""
+EVERYBODY = " "
+"""Whose tokens do not count where it cannot be read whose do not. No file can say so."""
 Role = Literal["resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin"]
 ROLES: tuple[Role, ...] = ("resident", "clerk", "member", "dispatcher", "supervisor", "auditor", "admin")
 """In the order of their weight. A resident is anybody, with or without a token."""
@@ -208,7 +211,8 @@ class Doorkeeper:
 
     Args:
         issuers: with where their keys come from.
-        revoked: `<district> <sub>`, or `<district> <sub> <issuer>` → seconds since 1970; what was issued up to then does not count.
+        revoked: `<district> <sub>`, `<district> <sub> <issuer>`, or `<sub>`, of every district → seconds since 1970; what was
+            issued up to then does not count.
     """
 
     def __init__(
@@ -222,11 +226,18 @@ class Doorkeeper:
 
     @classmethod
     def of(cls, settings: Settings) -> Doorkeeper:
-        """By a service's settings. Raises OSError or ValueError where a file is missing or unfit."""
+        """
+        By a service's settings. While the list of what is revoked cannot be read, nobody is let in.
+
+        Raises:
+            OSError, ValueError: the file of keys is missing or unfit.
+        """
         issuers = _own(settings.jwks_file) if settings.jwks_file else []
         others = [(issuer, Discovered(issuer.issuer)) for issuer in settings.oidc]
-        file = settings.revoked_file
-        return cls([*issuers, *others], Watched(file, _revocations, missing={}) if file else None)
+        revoked: Watched[Mapping[str, float]] | None = None
+        if file := settings.revoked_file:
+            revoked = Watched(file, _Revocations(), missing={}, unfit={EVERYBODY: float("inf")})
+        return cls([*issuers, *others], revoked)
 
     @classmethod
     def from_file(cls, path: Path | None) -> Doorkeeper:
@@ -276,6 +287,21 @@ class Doorkeeper:
         del self._known[token]
         return None
 
+    def claimed(self, token: str) -> str:
+        """
+        Who a token says it is for. That costs next to nothing and proves nothing: the signature is not looked at.
+
+        Raises:
+            RefusedError: `unauthenticated`: it needs no look at the signature; `UnknownKeyError` as for `admit`.
+        """
+        try:
+            issuer, _, _, said = self._said(token)
+            if not PSEUDONYM.fullmatch(sub := str(claim(said["payload"], issuer.sub))):
+                raise jwt.InvalidTokenError(f"{issuer.sub} is no pseudonym such as m-17")
+            return sub
+        except (jwt.PyJWTError, TypeError, ValueError) as why:
+            raise _no(str(why)) from None
+
     def holds(self, caller: Caller) -> bool:
         """
         Whether a token that was checked has not been revoked since. Its end is `Caller.expires`.
@@ -285,7 +311,8 @@ class Doorkeeper:
         if self._revoked is None:
             return True
         until, who = self._revoked.value, f"{caller.district} {caller.id}"
-        at = max(until.get(who, float("-inf")), until.get(f"{who} {caller.issuer}", float("-inf")))
+        theirs = (caller.id, who, f"{who} {caller.issuer}", EVERYBODY)
+        at = max(until.get(named, float("-inf")) for named in theirs)
         return caller.issued > at + self._issuers[caller.issuer][0].leeway_s
 
     async def follow(self) -> None:
@@ -295,21 +322,26 @@ class Doorkeeper:
             await asyncio.gather(*(source.refresh() for source in fetched))
             await asyncio.sleep(REFRESH_S)
 
-    def _decoded(self, token: str) -> tuple[Caller, Keys]:
+    def _said(self, token: str) -> tuple[Issuer, Keys, jwt.PyJWK, Mapping[str, Any]]:
+        """The issuer that it names, the keys of that, the one that it names, and what it says: all unchecked."""
         if len(token) > TOKEN_CHARS_MAX:
             raise _no("it is too long")
+        said = jwt.decode_complete(token, options={"verify_signature": False})
+        issuer, source = self._issuers.get(said["payload"].get("iss", ""), (None, None))
+        if issuer is None or source is None:
+            raise jwt.InvalidTokenError("its issuer is not known")
+        keys = source.keys
+        key = keys.get(said["header"].get("kid", ""))
+        if key is None:
+            raise UnknownKeyError(source)
+        if "crit" in said["header"]:
+            raise jwt.InvalidTokenError("it asks for what nobody here knows")
+        return issuer, keys, key, said
+
+    def _decoded(self, token: str) -> tuple[Caller, Keys]:
         try:
             # Unchecked, to choose the issuer by; the issuer's keys then decide, and `iss` is asked for again.
-            said = jwt.decode_complete(token, options={"verify_signature": False})
-            issuer, source = self._issuers.get(said["payload"].get("iss", ""), (None, None))
-            if issuer is None or source is None:
-                raise jwt.InvalidTokenError("its issuer is not known")
-            keys = source.keys
-            key = keys.get(said["header"].get("kid", ""))
-            if key is None:
-                raise UnknownKeyError(source)
-            if "crit" in said["header"]:
-                raise jwt.InvalidTokenError("it asks for what nobody here knows")
+            issuer, keys, key, _ = self._said(token)
             claims = jwt.decode(
                 token,
                 key,
@@ -350,12 +382,25 @@ def _by_issuer(document: Any) -> Mapping[str, Keys]:
     return {issuer: read_keys({"keys": theirs}) for issuer, theirs in entries.items()}
 
 
-def _revocations(document: Any) -> Mapping[str, float]:
-    if not isinstance(document, dict) or not all(
-        REVOKED.fullmatch(who) and type(at) in (int, float) for who, at in document.items()
-    ):
-        raise ValueError("an object is expected: `<district> <sub>` → seconds since 1970")
-    return document
+class _Revocations:
+    """
+    Reads whose tokens no longer count. An entry that cannot be read opens nothing and spoils no other: where the time is unfit it
+    counts for ever, and as long as any is unfit, what counted before counts.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __call__(self, document: Any) -> Mapping[str, float]:
+        if not isinstance(document, dict):
+            raise ValueError("an object is expected: `<district> <sub>` → seconds since 1970")
+        timed = {who: at if type(at) in (int, float) else float("inf") for who, at in document.items()}
+        read: dict[str, float] = {who: at for who, at in timed.items() if REVOKED.fullmatch(who)}
+        if unfit := sum(who not in read or timed[who] != at for who, at in document.items()):
+            logger().error("revocations_not_read", entries=unfit, read=len(read))
+            read |= {who: max(at, read.get(who, at)) for who, at in self._last.items()}
+        self._last = read
+        return read
 
 
 def bearer(header: str | None) -> str | None:

@@ -91,19 +91,28 @@ class Watched(Generic[T]):
     Args:
         read: raises ValueError for what it does not understand.
         missing: what holds where the file is not there at first; left out, that is an error.
+        unfit: what holds where it is there and cannot be read at first, until it can; left out, that is an error.
     Raises:
         OSError, ValueError: it cannot be read the first time.
     """
 
-    def __init__(self, path: Path, read: Callable[[Any], T], *, missing: T | None = None) -> None:
+    def __init__(
+        self, path: Path, read: Callable[[Any], T], *, missing: T | None = None, unfit: T | None = None
+    ) -> None:
         self._path = path
         self._read = read
         self._looked = monotonic()
         self._seen = self._stamp()
         if self._seen is None and missing is not None:
             self._value = missing
-        else:
+            return
+        try:
             self._value = read(orjson.loads(path.read_bytes()))
+        except (OSError, ValueError) as why:
+            if unfit is None:
+                raise
+            logger().error("file_not_read", file=path.name, why=str(why))
+            self._value = unfit
 
     @property
     def value(self) -> T:

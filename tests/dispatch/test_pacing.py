@@ -13,9 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt import encode, get_unverified_header
 
+from deploy.identities import Identities, issue_token
 from services.dispatch.catching_up import CatchingUp
+from services.dispatch.pacing import LetGoError, Pace
 from shared.auth import Doorkeeper
 from shared.bus import Bus
+from shared.errors import RefusedError
 from tests.conftest import Connect
 from tests.dispatch.conftest import Service
 from tests.examples import LI, TASK, WANG, WUCHANG
@@ -47,6 +50,33 @@ def forged(service: Service) -> str:
     claims = {"iss": "paidan", "aud": "paidan", "sub": WANG, "iat": 1, "exp": 2**40}
     key = get_unverified_header(service.token())["kid"]
     return encode(claims, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key})
+
+
+@pytest.mark.parametrize("flood", ["one name", "no name", "unknown key", "too long", "no token"])
+async def test_colleagues_come_in_whose_tokens_were_not_seen_before(identities: Identities, flood: str) -> None:
+    paced = Pace(Doorkeeper.from_file(identities.jwks_file), 0.001, 1.0, lambda _: True)
+    kid = get_unverified_header(issue_token(identities, LI, WUCHANG, ["member"]))["kid"]
+    key = Ed25519PrivateKey.generate()
+
+    def flooded(n: int) -> str:
+        claims = {"iss": "paidan", "aud": "paidan", "sub": WANG, "iat": 1, "exp": 2**40, "jti": str(n)}
+        match flood:
+            case "no name":
+                del claims["sub"]
+            case "too long":
+                claims["jti"] = f"{n:010000}"
+            case "no token":
+                return f"token-{n}"
+        headers = {"kid": "unknown" if flood == "unknown key" else kid}
+        return encode(claims, key, algorithm="EdDSA", headers=headers)
+
+    refused = [asyncio.create_task(paced.admit(WUCHANG, flooded(n))) for n in range(1000)]
+    colleagues = [f"m-{n}" for n in range(50)]
+    tokens = [issue_token(identities, sub, WUCHANG, ["member"]) for sub in colleagues]
+    admitted = await asyncio.gather(*(paced.admit(WUCHANG, token) for token in tokens))
+    assert [caller.id for caller in admitted] == colleagues
+    whys = await asyncio.gather(*refused, return_exceptions=True)
+    assert all(isinstance(why, RefusedError | LetGoError) for why in whys)
 
 
 @pytest.mark.parametrize("whose", ["none", "forged", "valid"])

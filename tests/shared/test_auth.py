@@ -244,9 +244,47 @@ def test_what_was_issued_before_its_holder_was_revoked_counts_no_more(mine: Iden
     file.write_text(json.dumps({"420106 m-li": now - 7}))
     assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
     assert door.check(signed(mine)).id == "m-li"
-    for unfit in ("[]", '{"m-li": 1}', '{"420106 m-li": "now"}'):
+    for unfit in ("[]", "{", '{"m-Li": 1}', '{"420106 m-li": "now"}', '{"m-li": true}'):
         file.write_text(unfit)
         assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
+
+
+@pytest.mark.usefixtures("looking")
+def test_who_was_revoked_without_a_district_is_so_in_every_one(mine: Identities, tmp_path: Path) -> None:
+    now, file = int(time.time()), tmp_path / "revoked.json"
+    file.write_text(json.dumps({"m-li": now, "420106 m-wang": now}))  # as it was written before, and as it is
+    door = Doorkeeper.of(settings(mine, revoked_file=file))
+    for district in ("420106", "420107", "*"):
+        assert why_not(door, signed(mine, district=district, iat=now - 3)) == "it was revoked"
+    assert why_not(door, signed(mine, sub="m-wang", iat=now - 3)) == "it was revoked"
+    assert door.check(signed(mine, sub="m-wang", district="420107", iat=now - 3)).id == "m-wang"
+
+
+@pytest.mark.usefixtures("looking")
+def test_an_entry_that_cannot_be_read_opens_nothing_and_spoils_no_other(mine: Identities, tmp_path: Path) -> None:
+    now, file = int(time.time()), tmp_path / "revoked.json"
+    file.write_text(json.dumps({"420106 m-li": now, "Li Lei": now, "420106 m-wang": "now"}))
+    door = Doorkeeper.of(settings(mine, revoked_file=file))
+    assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
+    assert why_not(door, signed(mine, sub="m-wang", iat=now + 3)) == "it was revoked"  # up to we know not when
+    assert door.check(signed(mine, sub="m-zhao", iat=now - 3)).id == "m-zhao"
+    # As long as one is unfit, new ones count and none is forgotten.
+    file.write_text(json.dumps({"420106 m-zhao": now, "Li Lei": now}))
+    assert why_not(door, signed(mine, sub="m-zhao", iat=now - 3)) == "it was revoked"
+    assert why_not(door, signed(mine, iat=now - 3)) == "it was revoked"
+    file.write_text(json.dumps({"420106 m-zhao": now}))
+    assert door.check(signed(mine, iat=now - 3)).id == "m-li"
+
+
+@pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_nobody_comes_in_while_it_cannot_be_read_who_may_not(mine: Identities, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "revoked.json"
+    file.write_text(text)
+    door = Doorkeeper.of(settings(mine, revoked_file=file))
+    assert why_not(door, signed(mine)) == "it was revoked"
+    file.write_text("{ }")
+    assert door.check(signed(mine)).id == "m-li"
 
 
 @pytest.mark.usefixtures("looking")

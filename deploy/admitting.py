@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,18 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class Admitted:
-    """What was changed, or would be: lines as of `paidan bus apply`, and the file an app connects with, if one was written."""
+    """
+    What was changed, or would be.
+
+    Attributes:
+        changes: lines as of `paidan bus apply`.
+        file: what an app connects with, if it was written.
+        late: why the bus is not brought to it yet, if so; the running stack brings it within a minute.
+    """
 
     changes: list[str]
     file: Path | None = None
+    late: str | None = None
 
 
 async def add(
@@ -86,13 +94,13 @@ async def remove(stack: Running, district: str, app: str | None, *, why: str, dr
         _require(office, app)
         return office.model_copy(update={"apps": tuple(kept for kept in office.apps if kept.app != app)})
 
-    changes = await _change(stack, district, alter, why=why, dry_run=dry_run)
-    if not dry_run:
+    def forget() -> None:
         identities = Identities.open(stack.data / "secrets")
         folder = identities.office_file(district, app or "").parent
         for file in [identities.office_file(district, app)] if app else [*folder.glob("*.creds")]:
             file.unlink(missing_ok=True)
-    return Admitted(changes)
+
+    return await _change(stack, district, alter, forget, why=why, dry_run=dry_run)
 
 
 async def revoke(stack: Running, sub: str, district: str, *, why: str, issuer: str | None = None) -> int:
@@ -159,22 +167,31 @@ async def _with_a_new_key(
             folder.chmod(0o700)
         write_secret(coming, identities.office_credentials(district, App(app=app, key=key.public), key.seed))
     try:
-        changes = await _change(stack, district, lambda office: alter(office, key.public), why=why, dry_run=dry_run)
-    except BaseException:
-        coming.unlink(missing_ok=True)
-        raise
-    if dry_run:
-        return Admitted(changes)
-    coming.replace(file)
-    return Admitted(changes, file)
+        done = await _change(
+            stack,
+            district,
+            lambda office: alter(office, key.public),
+            lambda: coming.replace(file),
+            why=why,
+            dry_run=dry_run,
+        )
+    finally:
+        coming.unlink(missing_ok=True)  # refused: accepted, it has its name
+    return done if dry_run else replace(done, file=file)
 
 
 async def _change(
-    stack: Running, district: str, alter: Callable[[OfficeSet], OfficeSet], *, why: str, dry_run: bool
-) -> list[str]:
-    """Say it to the ledger, then bring the bus to it; what changes, as lines."""
+    stack: Running,
+    district: str,
+    alter: Callable[[OfficeSet], OfficeSet],
+    accepted: Callable[[], object],
+    *,
+    why: str,
+    dry_run: bool,
+) -> Admitted:
+    """Say it to the ledger, do what is to be done once it has `accepted`, then bring the bus to it."""
     identities = Identities.open(stack.data / "secrets")
-    admin, sys = await stack.connect("admin"), await stack.connect("sys")
+    admin, sys = await keeping.both(stack.connect)
     try:
         for left in reversed(range(TRIES)):
             document, version = await asyncio.to_thread(stack.register)
@@ -188,9 +205,14 @@ async def _change(
             except SetupError as refused:
                 if refused.code != "stale_register" or not left:
                     raise  # else somebody was first: what they changed stays
-        if not dry_run:
+        if dry_run:
+            return Admitted(changes)
+        accepted()
+        try:
             await keeping.bring(sys, identities, await keeping.current(admin), datetime.now(UTC))
-        return changes
+        except Exception as late:  # whatever it was: it is in the register, and the running stack keeps the bus to that
+            return Admitted(changes, late=f"{type(late).__name__}: {late}")
+        return Admitted(changes)
     finally:
         await admin.drain()
         await sys.drain()

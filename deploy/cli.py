@@ -741,11 +741,16 @@ def _counts(answer: dict[str, Any]) -> str:
 def _print_admitted(admitted: "Admitted", *, dry_run: bool, json_output: bool) -> None:
     file = str(admitted.file) if admitted.file else None
     if json_output:
-        _print_json({"changes": admitted.changes, "credentials": file, "dry_run": dry_run})
+        _print_json({"changes": admitted.changes, "credentials": file, "dry_run": dry_run, "late": admitted.late})
         return
     print("\n".join(admitted.changes) if admitted.changes else "无变化 / nothing to change")
     if file:
         print(f"凭据（只给该应用）/ its credentials, for it alone: {file}")
+    if admitted.late:
+        print(
+            f"已登记；总线将由运行中的系统在一分钟内跟上（{admitted.late}） / "
+            f"on record; the bus will be brought to it within a minute by the running stack ({admitted.late})"
+        )
 
 
 def _print_json(document: object) -> None:

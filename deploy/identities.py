@@ -60,7 +60,8 @@ class Identities:
     @classmethod
     def open(cls, folder: Path) -> "Identities":
         """
-        The identities kept in `folder`, made on the first call; what exists is never replaced.
+        The identities kept in `folder`, made on the first call. A secret that exists is never replaced; what follows from secrets,
+        as the credentials of services do, is written anew where it says something else.
 
         Raises:
             OSError: the folder cannot be written.
@@ -73,7 +74,7 @@ class Identities:
         for file in (folder / "nats" / "operator", folder / GATE / "people_secret"):
             _keep(file, lambda: secrets.token_hex(32))
         for name in NATS_NAMES:
-            _keep(identities.seed_file(name), lambda: identities._credentials(name))  # noqa: B023  called at once
+            _follow(identities.seed_file(name), identities._credentials(name))
         for service, names in SERVICE_SECRETS.items():
             for name in names:
                 _keep(folder / service / name, lambda: secrets.token_hex(32))
@@ -123,8 +124,7 @@ class Identities:
         """Tell the gate which accounts these offices have: their public ids are all that it knows of them."""
         file = self.folder / GATE / "offices.json"
         said = json.dumps({district: self.office_keys.account(district).public for district in sorted(districts)})
-        if not file.exists() or file.read_text() != said:
-            write_secret(file, said)
+        _follow(file, said)
 
     def office_file(self, district: str, app: str) -> Path:
         """The file that an app of an office connects with; it need not be there."""
@@ -454,6 +454,12 @@ def _keep(file: Path, make: Callable[[], str]) -> None:
     """Write what `make` gives, unless the file is there."""
     if not file.exists():
         write_secret(file, make())
+
+
+def _follow(file: Path, text: str) -> None:
+    """Write a text that follows from what is kept, unless the file says so already."""
+    if not file.exists() or file.read_text() != text:
+        write_secret(file, text)
 
 
 def write_secret(file: Path, text: str) -> None:

@@ -152,6 +152,16 @@ async def current(bus: Bus) -> Register:
         await follower.close()
 
 
+async def both(connect: Callable[[str], Awaitable[Bus]]) -> tuple[Bus, Bus]:
+    """Connections as `admin` and `sys`, or none: raises what `connect` raises."""
+    admin = await connect("admin")
+    try:
+        return admin, await connect("sys")
+    except BaseException:
+        await admin.drain()
+        raise
+
+
 async def keep(
     connect: Callable[[str], Awaitable[Bus]],
     identities: Identities,
@@ -167,7 +177,7 @@ async def keep(
     """
     while True:
         try:
-            bus, sys = await connect("admin"), await connect("sys")
+            bus, sys = await both(connect)
             break
         except (UnavailableError, OSError) as why:
             log.warning("bus_not_kept_to_register", why=str(why))

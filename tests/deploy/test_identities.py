@@ -25,6 +25,17 @@ def test_they_are_made_once(tmp_path: Path) -> None:
     assert before == {file: file.read_bytes() for file in first.folder.rglob("*") if file.is_file()}
 
 
+def test_what_follows_from_secrets_follows_them(tmp_path: Path) -> None:
+    made = Identities.open(tmp_path / "secrets")
+    before = {name: made.seed(name) for name in NATS_NAMES}
+    earlier = Identities.open(tmp_path / "earlier")  # as of an account of the gate that is no more
+    for name in NATS_NAMES:
+        made.seed_file(name).write_text(earlier.seed(name))
+    Identities.open(made.folder)
+    assert {name: made.seed(name) for name in NATS_NAMES} == before
+    assert stat.S_IMODE(made.seed_file("gate").stat().st_mode) == 0o600
+
+
 def test_only_their_owner_can_read_them(identities: Identities) -> None:
     for path in (identities.folder, *identities.folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

@@ -6,14 +6,17 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from deploy import admitting
+from deploy import admitting, keeping
 from deploy.errors import SetupError
 from deploy.running import Running
+from shared.errors import UnavailableError
 from tests.security.office import HONGSHAN, QINGSHAN, WUCHANG, Office, eventually
 
 
@@ -76,6 +79,31 @@ async def test_at_the_same_moment_nobodys_change_is_lost(office: Office, running
     [known] = [one for one in await admitting.listed(running) if one["district"] == WUCHANG]
     assert {one["app"] for one in known["apps"]} == {*apps}
     await admitting.remove(running, WUCHANG, None, why="a test")
+
+
+async def test_what_the_ledger_accepted_is_not_lost_where_the_bus_is_late(
+    office: Office, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def bring(*arguments: Any, dry_run: bool = False) -> list[str]:
+        if not dry_run:
+            raise UnavailableError("no answer")
+        return await keeping.bring(*arguments, dry_run=True)
+
+    late = SimpleNamespace(both=keeping.both, current=keeping.current, bring=bring)
+    monkeypatch.setattr(admitting, "keeping", late)
+    added = await admitting.add(running, WUCHANG, "late", people=None, why="a test")
+    assert added.late == "UnavailableError: no answer"
+    assert added.file is not None
+    assert [*added.file.parent.iterdir()] == [added.file]
+    async with asyncio.timeout(25):  # the running stack sees to it
+        while True:
+            with suppress(UnavailableError, OSError):
+                await (await office.stack.connect_office(WUCHANG, "late")).drain()
+                break
+            await asyncio.sleep(0.1)
+    removed = await admitting.remove(running, WUCHANG, None, why="a test")
+    assert removed.late
+    assert not added.file.exists()
 
 
 async def test_people_come_and_go_with_their_tokens(office: Office, running: Running) -> None:

@@ -368,6 +368,14 @@ class Bus:
         """The last message stored on a subject, or None. It never shows half a batch, so it is the read barrier."""
         return await self._stored(stream, {"last_by_subj": subject}, timeout_s)
 
+    async def end(self, subject: str) -> int | None:
+        """The last sequence stored on a subject, 0 where there is none; None while the bus does not say."""
+        try:
+            last = await self.last(subject)
+        except BusError:
+            return None
+        return last.sequence if last else 0
+
     async def at(self, sequence: int, *, stream: str = STREAM, timeout_s: float = 2) -> Stored | None:
         """The message with this sequence, or None where it was deleted."""
         return await self._stored(stream, {"seq": sequence}, timeout_s)

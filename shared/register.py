@@ -151,15 +151,21 @@ class Sharing:
 
     What another office's fact named by an agreement is shown while that is in force; nobody can tell it from what it named for
     another reason, so of an area that an office once shared, and shares no more, only what it still has to do with is shown.
+
+    Attributes:
+        loaded: it has taken everything that the register said when its process began; before that what is closed looks open.
     """
 
     def __init__(self) -> None:
+        self.loaded = False
         self.register = Register()
         self._ever: dict[str, set[str]] = {}
+        self._closed: dict[str, tuple[date, frozenset[str]]] = {}
 
     def take(self, fact: Fact) -> None:
         """One more fact of the register."""
         self.register = evolve(self.register, fact)
+        self._closed.clear()
         if isinstance(fact, AgreementSet):
             self._ever.setdefault(fact.area, set()).update(fact.parties)
         elif isinstance(fact, AreaSet):
@@ -172,6 +178,15 @@ class Sharing:
     def shares(self, district: str, area: str, now: datetime) -> bool:
         """Whether an office serves this area today, or is party to an agreement about it."""
         return district in self.register.parties(area, self.register.today(district, now))
+
+    def closed(self, district: str, now: datetime) -> frozenset[str]:
+        """Every area of the register that an office does not share today; made once a day."""
+        day = self.register.today(district, now)
+        made = self._closed.get(district)
+        if made is None or made[0] != day:
+            areas = (area for area in self.register.areas if district not in self.register.parties(area, day))
+            made = self._closed[district] = (day, frozenset(areas))
+        return made[1]
 
     def all_lost(self, district: str, now: datetime) -> tuple[str, ...]:
         """Every area that an office shared once and no longer does."""

@@ -97,6 +97,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
 
     async def ready() -> dict[str, str]:
         missing = {**desks.recovering, **desks.failed}
+        if not desks.sharing.loaded:
+            missing["register"] = "not read yet"
         if not bus.connected:
             missing["nats"] = "not connected"
         if bus.refused:
@@ -404,7 +406,8 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         summary="实时事件 / live events (SSE); id = sequence, Last-Event-ID resumes",
         response_class=StreamingResponse,
         responses=web.problems(
-            "unauthenticated", "forbidden", "foreign_district", "bad_cursor", "too_many_watch", "too_many_streams"
+            *("unauthenticated", "forbidden", "foreign_district", "bad_cursor"),
+            *("too_many_watch", "too_many_streams", "unavailable"),
         ),
     )
     async def stream(
@@ -416,6 +419,7 @@ def create_app(bus: Bus, desks: Desks, tail: LiveTail, doorkeeper: Doorkeeper, u
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> StreamingResponse:
         wanted = Wanted.by(caller, district, area, types)
+        desks.need_register()
         if last_event_id is not None:
             if not (last_event_id.isascii() and last_event_id.isdigit()):
                 raise RefusedError("bad_cursor", field="Last-Event-ID")

@@ -93,6 +93,7 @@ class CatchingUp:
     async def _page(self, district: str, what: str, content: bytes) -> bytes:
         """Raises RefusedError, BusError, TimeoutError, LetGoError."""
         ask, wanted = await self._asked(district, what, content)
+        self._desks.need_register()
         if self._busy[district] >= AT_ONCE_MAX:
             raise RefusedError("too_many", retry_after=1)
         self._busy[district] += 1

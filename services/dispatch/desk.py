@@ -111,6 +111,11 @@ class Desks:
         desk = self.desks[district].state if district in self.desks else model.initial(district)
         return event.case in desk.by_request or any(m.fact.request_id == event.case for m in desk.matters.values())
 
+    def need_register(self) -> None:
+        """Raises RefusedError `unavailable` until the register has been read: what is closed would look open."""
+        if not self.sharing.loaded:
+            raise RefusedError("unavailable", retry_after=2)
+
     def asked(self, member: str, district: str) -> set[str]:
         """The open tasks that a member was ever asked about, in a district or (`*`) anywhere."""
         desks = (turns for code, turns in self.desks.items() if district in (code, EVERYWHERE))
@@ -153,9 +158,13 @@ class Desks:
         for district in sorted(self.named or ()):
             self._open(district)
         reader = self._bus.reader((REGISTER,), after=0)
+        end: int | None = None
+        at = 0
         try:
             while not self._until.is_set():
-                for delivery in await reader.wait(0.5):
+                end = await self._bus.end(REGISTER) if end is None else end
+                for delivery in await reader.wait(0.5 if self.sharing.loaded else 0.05):
+                    at = delivery.sequence
                     try:
                         fact = decode(delivery.subject, delivery.data).fact
                     except MalformedError as why:
@@ -164,6 +173,8 @@ class Desks:
                     self.sharing.take(fact)
                     if isinstance(fact, DistrictSet) and (self.named is None or fact.district in self.named):
                         self._open(fact.district)
+                if end is not None and at >= end:
+                    self.sharing.loaded = True
         finally:
             await reader.close()
             if self._subscription:

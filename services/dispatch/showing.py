@@ -131,9 +131,9 @@ class Wanted(NamedTuple):
         if self.member is not None and not self._concerns(event, asked):
             return False
         if self.district != EVERYWHERE and event.district != self.district:
-            if self.district not in event.districts and HUB not in event.districts:
+            if event.name.startswith(PRIVATE):
                 return False
-            if event.name.startswith(PRIVATE) or not shares(self.district, event):
+            if HUB not in event.districts and not (self.district in event.districts and shares(self.district, event)):
                 return False
         if self.area is not None and event.area != self.area:
             return False

@@ -90,6 +90,8 @@ async def missing(ledger: Ledger) -> dict[str, str]:
         lacks["ingest"] = "the loop does not run"
     elif ledger.ingest.prefix is None:
         lacks["ingest"] = "the tail is not known yet"
+    if not ledger.registry.sharing.loaded:
+        lacks["register"] = "not read yet"
     if not ledger.bus.connected:
         lacks["nats"] = "not connected"
     elif ledger.bus.refused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from shared.envelope import canonical
 from shared.errors import RefusedError, UnavailableError
 from shared.facts import HUB, Code, LedgerActed, Text
 from shared.problems import problem
+from shared.register import Sharing
 from shared.telemetry import logger
 from shared.web import Readiness, problems
 from shared.web import create_app as create_shared_app
@@ -91,19 +92,22 @@ async def find_case(
             raise RefusedError("unavailable", retry_after=2)
         raise RefusedError("not_found", what=id or "case")
     everything = scope in (HUB, EVERYWHERE)
-    if not everything and scope not in document["districts"]:
-        raise RefusedError("foreign_district", district=document["district"], yours=scope)
+    if not everything:
+        closed = document["area"] in _sharing(ledger).closed(scope, datetime.now(UTC))
+        if scope not in document["districts"] or (closed and not cases.concerns(document, scope)):
+            raise RefusedError("foreign_district", district=document["district"], yours=scope)
     seen = Selection(request=document["_id"], kinds=("event",), event=fact)
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
     leaves = [(index, orjson.loads(leaf)) for index, leaf in found]
-    theirs = everything or scope in (document["district"], document.get("home"))
-    known = document["area"] in ledger.registry.register.areas
-    if not theirs and known and not ledger.registry.sharing.shares(scope, document["area"], datetime.now(UTC)):
-        every = await ledger.store.read(replace(seen, event=None), 0, 2**53, TIMELINE_MAX) if fact else found
-        if scope not in cases.involved(orjson.loads(leaf) for _, leaf in every):
-            raise RefusedError("foreign_district", district=document["district"], yours=scope)
     timeline = [cases.entry(index, leaf) for index, leaf in leaves if everything or _lists(leaf, scope)]
     return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
+
+
+def _sharing(ledger: Ledger) -> Sharing:
+    """Raises RefusedError `unavailable` until the register has been read: what is closed would look open."""
+    if not ledger.registry.sharing.loaded:
+        raise RefusedError("unavailable", retry_after=2)
+    return ledger.registry.sharing
 
 
 async def _reached(ledger: Ledger, position: int) -> bool:
@@ -291,7 +295,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/cases",
         tags=["cases"],
         summary="诉求列表,新者在前 / cases, newest first",
-        responses={**barred, **problems("bad_cursor")},
+        responses={**barred, **problems("bad_cursor", "unavailable")},
     )
     async def list_cases(
         caller: Office,
@@ -306,8 +310,8 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         by = {name: value for name, value in (("state", state), ("area", area), ("item", item)) if value is not None}
         question = {"cases": by, "district": whose or EVERYWHERE}
         below = ledger.cursors.open(question, cursor)[0] if cursor else None
-        lost = ledger.registry.sharing.all_lost(whose, datetime.now(UTC)) if whose else ()
-        found = await ledger.store.list_cases(by, district=whose, lost=lost, below=below, limit=limit + 1)
+        closed = _sharing(ledger).closed(whose, datetime.now(UTC)) if whose else ()
+        found = await ledger.store.list_cases(by, district=whose, closed=closed, below=below, limit=limit + 1)
         page, more = found[:limit], len(found) > limit
         return _json(
             {
@@ -336,7 +340,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         tags=["replay"],
         summary="账本重放 NDJSON / replay as NDJSON with header and trailer",
         response_class=Ndjson,
-        responses={**barred, **problems("bad_cursor")},
+        responses={**barred, **problems("bad_cursor", "unavailable")},
     )
     async def replay(
         caller: Reader,
@@ -363,7 +367,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
                 request=request,
                 types=types_named(type.split(",")) if type else None,
                 kinds=None if kinds == "all" else tuple(sorted(set(kinds.split(",")))),
-                lost=ledger.registry.sharing.all_lost(caller.district, datetime.now(UTC)) or None,
+                lost=_sharing(ledger).all_lost(caller.district, datetime.now(UTC)) or None,
             ),
             size=0,
             since=since,

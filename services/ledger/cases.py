@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
@@ -10,10 +10,15 @@ import orjson
 
 from shared.envelope import Envelope, canonical
 from shared.facts import (
+    ConferralEnded,
     ConferralOpened,
     Due,
+    HandoverLapsed,
     HandoverOffered,
+    HandoverReturned,
+    HelpAnswered,
     HelpAsked,
+    HelpLapsed,
     RequestErased,
     RequestFrozen,
     RequestRated,
@@ -45,7 +50,8 @@ MOVING = frozenset(
     {
         *(RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestFrozen, RequestErased),
         *(TaskOpened, TaskClosed, TaskHandedOver, *_TASK_STATES),
-        *(HandoverOffered, ConferralOpened, HelpAsked),
+        *(HandoverOffered, HandoverReturned, HandoverLapsed, ConferralOpened, ConferralEnded),
+        *(HelpAsked, HelpAnswered, HelpLapsed),
     }
 )
 """The facts that change a case; others appear in its timeline only."""
@@ -58,6 +64,13 @@ DETAILS = (
     *("parties", "lead", "owner", "precedent", "whistle"),
 )
 """What a timeline shows of a fact's data, where the fact has it."""
+
+
+class Involved(TypedDict):
+    """Whom a case concerns beyond any agreement: while a question stands (`by`, its id), or for good (None)."""
+
+    district: str
+    by: str | None
 
 
 class Case(TypedDict, total=False):
@@ -73,6 +86,8 @@ class Case(TypedDict, total=False):
     (`kept`, `frozen` until a day, `erased`, or absent where nothing was); `granted` whether the responsible office may read it: `home`
     always, another for the one task that it was handed with a grant. A new round is another task: it may be read there again once it
     was handed back to `home` and over again with a grant.
+
+    `involved`: who gave or got it, who helps or helped, who is being asked, or confers.
     """
 
     _id: str
@@ -100,9 +115,10 @@ class Case(TypedDict, total=False):
     frozen_until: str
     same_as: str | None
     tracking_hash: str
+    involved: list[Involved]
 
 
-SHOWN = tuple(name for name in Case.__annotations__ if name not in ("_id", "first", "pos", "tracking_hash"))
+SHOWN = tuple(name for name in Case.__annotations__ if name not in ("_id", "first", "pos", "tracking_hash", "involved"))
 
 
 def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
@@ -186,11 +202,14 @@ def evolve(case: Case | None, index: int, event: Envelope) -> Case | None:
                     moved["offers"], moved["holder"] = case["offers"] + 1, None
                 elif isinstance(fact, TaskAccepted):
                     moved["holder"] = fact.member_id
-    if moved is None:
+    held = case.get("involved", [])
+    concerned = involving(held, event)
+    if moved is None and concerned == held:
         return before
     more = [district for district in event.districts.split(",") if district not in case["districts"]]
     seen = case["districts"] + more if more and more != [""] else case["districts"]
-    return {**case, **moved, "pos": index, "updated": moment(event.time), "districts": seen}
+    seen_by: Case = {"districts": seen, "involved": concerned}
+    return {**case, **(moved or {}), **seen_by, "pos": index, "updated": moment(event.time)}
 
 
 def _begun(event: Envelope, index: int) -> Case:
@@ -200,6 +219,7 @@ def _begun(event: Envelope, index: int) -> Case:
         "pos": -1,
         "district": event.district,
         "districts": [],
+        "involved": [],
         "area": event.area,
         "state": "submitted",
         "round": 1,
@@ -207,29 +227,36 @@ def _begun(event: Envelope, index: int) -> Case:
     }
 
 
-def involved(leaves: Iterable[dict[str, Any]]) -> set[str]:
-    """Whom a case concerns beyond any agreement: who gave or got it, who helps or helped, and who is being asked, or confers."""
-    lasting: set[str] = set()
-    asked: dict[str, set[str]] = {}
-    for leaf in leaves:
-        event = leaf["event"]
-        tokens = leaf["subject"].split(".")
-        name, data = f"{tokens[4]}.{tokens[5]}", event["data"]
-        match name:
-            case "handover.offered":
-                asked[data["handover_id"]] = {data["to"]}
-            case "help.asked":
-                asked[data["help_id"]] = {data["to"]}
-            case "conferral.opened":
-                asked[data["conferral_id"]] = {*data["parties"], data["lead"]}
-            case "task.handed_over":
-                lasting |= {tokens[1], data["to"]}
-                asked.pop(data["by"], None)
-            case "help.answered" if data.get("member_id"):
-                lasting.add(data["to"])
-            case "handover.returned" | "handover.lapsed" | "conferral.ended" | "help.answered" | "help.lapsed":
-                asked.pop(event["subject"], None)
-    return lasting.union(*asked.values())
+def involving(held: Sequence[Involved], event: Envelope) -> list[Involved]:
+    """Whom a case concerns after one more fact about it, each once."""
+    match event.fact:
+        case HandoverOffered(handover_id=id, to=to) | HelpAsked(help_id=id, to=to):
+            return _with(held, id, (to,))
+        case ConferralOpened(conferral_id=id, parties=parties, lead=lead):
+            return _with(held, id, (*parties, lead))
+        case TaskHandedOver(by=by, to=to):
+            return _with(_without(held, by), None, (event.district, to))
+        case HelpAnswered(help_id=id, to=to, member_id=member):
+            return _with(_without(held, id), None, (to,) if member else ())
+        case HandoverReturned(handover_id=id) | HandoverLapsed(handover_id=id):
+            return _without(held, id)
+        case ConferralEnded(conferral_id=id) | HelpLapsed(help_id=id):
+            return _without(held, id)
+    return list(held)
+
+
+def _with(held: Sequence[Involved], by: str | None, districts: Iterable[str]) -> list[Involved]:
+    more: list[Involved] = [{"district": district, "by": by} for district in dict.fromkeys(districts)]
+    return [*held, *(one for one in more if one not in held)]
+
+
+def _without(held: Sequence[Involved], by: str) -> list[Involved]:
+    return [one for one in held if one["by"] != by]
+
+
+def concerns(case: Case, district: str) -> bool:
+    """Whether an office has to do with a case, whatever is agreed about its area: it is or was theirs, or they are involved."""
+    return district in (case["district"], case.get("home"), *(one["district"] for one in case.get("involved", ())))
 
 
 def shown(case: Mapping[str, Any]) -> dict[str, Any]:

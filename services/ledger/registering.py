@@ -382,9 +382,12 @@ class Registry:
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the register until told to stop."""
         reader = self.bus.reader([SUBJECTS], after=0)
+        end: int | None = None
+        at = 0
         try:
             while not stop.is_set():
-                deliveries = await reader.wait(0.5)
+                end = await self.bus.end(SUBJECTS) if end is None else end
+                deliveries = await reader.wait(0.5 if self.sharing.loaded else 0.05)
                 register, sequence, unfinished = self.register, self.sequence, self.unfinished
                 for delivery in deliveries:
                     try:
@@ -398,6 +401,9 @@ class Registry:
                         logger().error("register_fact_ignored", sequence=delivery.sequence, why=str(why))
                     if delivery.subject == APPLIED:
                         sequence = delivery.sequence
+                    at = delivery.sequence
+                if end is not None and at >= end:
+                    self.sharing.loaded = True
                 if deliveries:
                     async with self._moved:
                         self.register, self.sequence, self.unfinished = register, sequence, unfinished

@@ -7,7 +7,7 @@ Every call has a deadline (`DEADLINE_S`, or what it is given), which the driver 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -23,6 +23,7 @@ from services.ledger import leaves
 from services.ledger.cases import Case
 from services.ledger.leaves import First, Leaf
 from shared.errors import PaidanError, UnavailableError
+from shared.facts import HUB
 
 DEADLINE_S = 10.0
 DUPLICATE_KEY = 11000
@@ -71,7 +72,7 @@ class Selection:
 
     Attributes:
         scopes: leaves that list one of these districts.
-        lost: areas that an office shared once: of those it gets what it said itself (`scopes[0]`).
+        lost: areas that an office shared once: of those it gets what it said itself (`scopes[0]`), and what everybody may know.
         types: full types, or names of facts (`task.offered`) of any version.
         event: the one event with this id.
     """
@@ -325,19 +326,26 @@ class Store:
         return found
 
     async def list_cases(
-        self, by: Mapping[str, str], *, district: str | None, below: int | None, limit: int, lost: Sequence[str] = ()
+        self,
+        by: Mapping[str, str],
+        *,
+        district: str | None,
+        below: int | None,
+        limit: int,
+        closed: Collection[str] = (),
     ) -> list[Case]:
         """
         Cases that have these values, newest first, `first` below the given one.
 
         Args:
-            lost: areas of which the district gets only those cases that are, or began as, its own.
+            closed: areas of which the district gets only those cases that it has to do with (`cases.concerns`).
         """
         query: dict[str, Any] = dict(by)
         if district is not None:
             query["districts"] = district
-        if lost:
-            query["$or"] = [{"area": {"$nin": list(lost)}}, {"district": district}, {"home": district}]
+        if closed:
+            theirs = ("district", "home", "involved.district")
+            query["$or"] = [{"area": {"$nin": list(closed)}}, *({name: district} for name in theirs)]
         if below is not None:
             query["first"] = {"$lt": below}
         with _asking():
@@ -398,7 +406,7 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
     elif wanted is not None:
         query["ds"] = {"$in": list(wanted)}
     if selection.lost and wanted:
-        query["$or"] = [{"ar": {"$nin": list(selection.lost)}}, {"ds.0": wanted[0]}]
+        query["$or"] = [{"ar": {"$nin": list(selection.lost)}}, {"ds.0": {"$in": [wanted[0], HUB]}}]
     if selection.request is not None:
         query["case"] = selection.request
     if selection.area is not None:

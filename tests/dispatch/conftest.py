@@ -44,6 +44,9 @@ class Service:
         if desks:
             self.tasks.append(asyncio.create_task(self.desks.run()))
             await self.until_holds(lambda: WUCHANG in self.desks.desks and self.desks[WUCHANG].leading)
+            await self.until_holds(lambda: self.desks.sharing.loaded)
+        else:
+            self.desks.sharing.loaded = True
 
     async def stop(self) -> None:
         """Told to stop."""

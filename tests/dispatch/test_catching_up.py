@@ -116,6 +116,21 @@ async def test_an_office_is_shown_its_own_and_what_is_shared_with_it(service: Se
     assert len(await ask.sequences(after=first)) == 3
 
 
+async def test_before_the_register_is_read_nobody_is_shown_what_it_may_have_closed(
+    service: Service, ask: Asker
+) -> None:
+    service.desks.sharing.loaded = False
+    assert await ask.refused(QINGSHAN) == "unavailable"
+    stream = await service.get("/v1/stream")
+    assert (stream.status_code, stream.json()["code"]) == (503, "unavailable")
+    assert "register" in (await service.http.get("/readyz")).json()["missing"]
+    desks = asyncio.create_task(service.desks.run())
+    await service.until_holds(lambda: service.desks.sharing.loaded)
+    assert (await ask(QINGSHAN))["events"] == []
+    service.until.set()
+    await desks
+
+
 @pytest.mark.parametrize("how", ["ended", "without them"])
 async def test_an_agreement_that_has_ended_closes_the_past_as_well(service: Service, ask: Asker, how: str) -> None:
     for fact in (*REGISTER, IN_FORCE):

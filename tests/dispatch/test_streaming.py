@@ -20,7 +20,7 @@ from shared.auth import Caller
 from shared.bus import Delivery, Message
 from shared.envelope import Envelope
 from shared.errors import RefusedError
-from shared.facts import Fact, MatchExplained, TaskAccepted, TaskClosed, TaskDeclined, TaskExpired, TaskOffered
+from shared.facts import HUB, Fact, MatchExplained, TaskAccepted, TaskClosed, TaskDeclined, TaskExpired, TaskOffered
 from tests.dispatch.conftest import Service
 from tests.dispatch.test_main import free_port
 from tests.examples import (
@@ -274,6 +274,9 @@ def test_what_happens_in_an_enclave_both_see_but_not_why() -> None:
     shared = event(accepted(1, area=XINXIANG, districts=SHARED))
     assert wanted(WUCHANG).shows(shared)
     assert wanted(QINGSHAN).shows(shared)
+    assert not wanted(QINGSHAN).shows(shared, shares=lambda _district, _event: False)
+    public = event(accepted(1, area=XINXIANG, districts=HUB))
+    assert wanted(QINGSHAN).shows(public, shares=lambda _district, _event: False), "what everybody may know"
     assert not wanted("420111").shows(shared)
     assert not wanted(QINGSHAN).shows(event(EXPLAINED))
     assert not wanted(QINGSHAN).shows(event(envelope(TEAM[0], districts=SHARED)))

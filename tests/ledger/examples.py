@@ -6,6 +6,8 @@ from shared.envelope import Envelope
 from shared.facts import (
     Due,
     Fact,
+    HandoverOffered,
+    HandoverReturned,
     NoticeSent,
     RequestRated,
     RequestReopened,
@@ -137,3 +139,34 @@ def reopened(n: int) -> Envelope:
         request_id=request_id(n), reason="not_solved", due=DUE, round=2, item="repair.leak", urgency=1
     )
     return about(n, fact)
+
+
+def handover_asked(n: int, to: str = QINGSHAN) -> Envelope:
+    """Another office is asked to take its task."""
+    fact = HandoverOffered(
+        handover_id=derived_id("handover"),
+        task_id=task_id(n),
+        request_id=request_id(n),
+        round=1,
+        attempt=1,
+        to=to,
+        reason="wrong_place",
+        item="repair.leak",
+        urgency=1,
+        due=DUE,
+        grant=True,
+        until=NOW,
+    )
+    return about(n, fact, districts=f"{WUCHANG},{to}")
+
+
+def handover_returned(n: int, to: str = QINGSHAN) -> Envelope:
+    """It was asked in vain."""
+    fact = HandoverReturned(
+        handover_id=derived_id("handover"),
+        task_id=task_id(n),
+        to=to,
+        reason="wrong_place",
+        basis="minutes:1",
+    )
+    return about(n, fact, districts=f"{WUCHANG},{to}")

@@ -17,9 +17,15 @@ from deploy.identities import Identities, issue_token
 from deploy.servers import free_port
 from services.ledger import api
 from services.ledger.__main__ import run
+from services.ledger.api import Ledger
+from services.ledger.ingesting import Ingest
 from services.ledger.projecting import Projector
+from services.ledger.registering import Registry
+from services.ledger.replay import Cursors
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Selection, StoreUnavailableError
+from shared.bus import Bus
+from shared.errors import RefusedError
 from shared.facts import HUB, AgreementSet, AreaSet, HelpAnswered
 from shared.ids import new_id
 from tests.examples import AGREEMENT, REGISTER
@@ -30,6 +36,8 @@ from tests.ledger.examples import (
     WUCHANG,
     about,
     event,
+    handover_asked,
+    handover_returned,
     life,
     message,
     request_id,
@@ -171,8 +179,56 @@ async def test_what_an_agreement_opened_is_closed_when_it_ends_but_for_who_has_t
     await agreed(None)
     await becomes([200, 200, 2, len(life(1)) + len(lent)])
     await agreed(date(2026, 3, 2))
-    await becomes([403, 200, 0, 0])
+    await becomes([403, 200, 1, 0])
+    assert (await service.get("/v1/cases", "clerk", of=QINGSHAN)).json()["cases"][0]["id"] == request_id(2)
+    public = event(next(fact for fact in REGISTER if isinstance(fact, AreaSet)), id=new_id(), district=HUB)
+    await service.published(message(public))
+    await becomes([403, 200, 1, 1])
     assert (await service.get(f"/v1/cases/{request_id(1)}", "clerk", of=WUCHANG)).status_code == 200
+
+
+async def test_the_list_shows_what_the_case_shows_also_to_who_was_asked_in_vain(service: Service) -> None:
+    areas = [event(fact, id=new_id(), district=HUB, area="-") for fact in REGISTER if isinstance(fact, AreaSet)]
+    await service.published(*[message(each) for each in (*areas, *life(1), handover_asked(1, HONGSHAN))])
+
+    async def seen() -> tuple[int, int]:
+        one = await service.get(f"/v1/cases/{request_id(1)}", "clerk", of=HONGSHAN)
+        return one.status_code, len((await service.get("/v1/cases", "clerk", of=HONGSHAN)).json()["cases"])
+
+    assert await seen() == (200, 1)
+    await service.published(message(handover_returned(1, HONGSHAN)))
+    assert await seen() == (403, 0)
+
+
+async def test_before_the_register_is_read_nobody_is_shown_what_it_may_have_closed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.published(*[message(each) for each in life(1, f"{WUCHANG},{QINGSHAN}")])
+    asked: list[str] = []
+
+    async def silent(_: Bus, subject: str) -> None:
+        asked.append(subject)
+
+    monkeypatch.setattr(Bus, "end", silent)
+    registry = Registry(service.bench.bus)
+    bench, projector = service.bench, Projector(service.bench.store)
+    ingest = Ingest(bench.bus, bench.store, ORIGIN, stored=projector.hand)
+    ledger = Ledger(ORIGIN, bench.bus, bench.store, ingest, projector, registry, Cursors(b"key"))
+    stop = asyncio.Event()
+    following = asyncio.create_task(registry.run(stop))
+    async with asyncio.timeout(10):
+        while len(asked) < 3:
+            await asyncio.sleep(0.02)
+    with pytest.raises(RefusedError, match="unavailable"):
+        await api.find_case(ledger, id=request_id(1), scope=QINGSHAN)
+    assert (await api.find_case(ledger, id=request_id(1)))["case"]["id"] == request_id(1)
+    monkeypatch.undo()
+    async with asyncio.timeout(10):
+        while not registry.sharing.loaded:
+            await asyncio.sleep(0.02)
+    assert (await api.find_case(ledger, id=request_id(1), scope=QINGSHAN))["case"]["id"] == request_id(1)
+    stop.set()
+    await following
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------

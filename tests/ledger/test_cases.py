@@ -4,7 +4,8 @@ from services.ledger import cases
 from services.ledger.cases import Case
 from shared.envelope import Envelope
 from shared.facts import (
-    HandoverOffered,
+    HandoverLapsed,
+    HelpAnswered,
     RequestRated,
     RequestReopened,
     TaskAccepted,
@@ -19,10 +20,11 @@ from shared.ids import derived_id
 from tests.ledger.examples import (
     DUE,
     LI,
-    NOW,
     QINGSHAN,
     WUCHANG,
     about,
+    handover_asked,
+    handover_returned,
     life,
     offered,
     opened,
@@ -110,25 +112,31 @@ def handed_over(by: str = derived_id("handover"), *, grant: bool = True) -> Enve
     return about(1, fact, districts=f"{WUCHANG},{QINGSHAN}")
 
 
+def test_who_is_asked_has_to_do_with_it_until_they_refuse_and_who_took_or_helped_for_good() -> None:
+    begun = (submitted(1), OPENED, OFFERED, ACCEPTED)
+    assert not cases.concerns(given(*begun), QINGSHAN)
+    assert cases.concerns(given(*begun, handover_asked(1)), QINGSHAN)
+    returned = given(*begun, handover_asked(1), handover_returned(1))
+    lapse = HandoverLapsed(handover_id=derived_id("handover"), task_id=task_id(1), to=QINGSHAN, reason="taken_back")
+    lapsed = given(*begun, handover_asked(1), about(1, lapse, districts=f"{WUCHANG},{QINGSHAN}"))
+    for over in (returned, lapsed):
+        assert (cases.concerns(over, QINGSHAN), cases.concerns(over, WUCHANG), over["state"]) == (
+            False,
+            True,
+            "accepted",
+        )
+        assert QINGSHAN in over["districts"], "it may still read what was said to it, where it shares the area"
+    taken = given(*begun, handover_asked(1), handed_over())
+    assert [one["by"] for one in taken["involved"]] == [None, None]
+    helped = HelpAnswered(help_id=derived_id("help"), task_id=task_id(1), to=QINGSHAN, member_id="m-chen")
+    for case in (taken, given(*begun, about(1, helped))):
+        assert cases.concerns(case, QINGSHAN)
+    refused = HelpAnswered.model_validate({**helped.model_dump(), "member_id": None})
+    assert not cases.concerns(given(*begun, about(1, refused)), QINGSHAN)
+
+
 def test_it_is_another_offices_from_the_moment_it_is_handed_over_and_not_before() -> None:
-    asked = about(
-        1,
-        HandoverOffered(
-            handover_id=derived_id("handover"),
-            task_id=task_id(1),
-            request_id=request_id(1),
-            round=1,
-            attempt=1,
-            to=QINGSHAN,
-            reason="wrong_place",
-            item="repair.leak",
-            urgency=1,
-            due=DUE,
-            grant=True,
-            until=NOW,
-        ),
-        districts=f"{WUCHANG},{QINGSHAN}",
-    )
+    asked = handover_asked(1)
     before = given(submitted(1), OPENED, OFFERED, ACCEPTED, asked)
     assert (before["district"], before["state"], before["districts"]) == (WUCHANG, "accepted", [WUCHANG, QINGSHAN])
     after = given(submitted(1), OPENED, OFFERED, ACCEPTED, asked, handed_over())

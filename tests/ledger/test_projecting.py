@@ -10,7 +10,7 @@ from services.ledger.cases import Case
 from services.ledger.projecting import Projector, rebuild
 from services.ledger.store import Projected
 from tests.ledger.conftest import Bench
-from tests.ledger.examples import life, message, reopened, request_id, submitted
+from tests.ledger.examples import handover_asked, life, message, reopened, request_id, submitted
 
 
 async def everything(bench: Bench) -> list[Case]:
@@ -28,15 +28,16 @@ async def test_cases_follow_the_log_and_a_rebuild_gives_the_same_documents(bench
     bench.ingest(projector)
     for n in range(0, 120, 40):
         await bench.publish(*[message(each) for k in range(n, n + 40) for each in life(k)])
-    await bench.publish(message(reopened(7)), message(submitted(500)))
-    await projected(projector, 120 * 9 + 2)
+    await bench.publish(message(reopened(7)), message(submitted(500)), message(handover_asked(5)))
+    await projected(projector, 120 * 9 + 3)
     before = await everything(bench)
-    assert (len(before), projector.at.sequence) == (121, 120 * 9 + 2)
+    assert (len(before), projector.at.sequence) == (121, 120 * 9 + 3)
+    assert sum(len(case["involved"]) for case in before) == 1
     await bench.stop()
     told: list[tuple[int, int]] = []
     assert await rebuild(bench.store, lambda done, of: told.append((done, of))) == 121
     assert await everything(bench) == before
-    assert told[-1] == (1082, 1082)
+    assert told[-1] == (1083, 1083)
 
 
 async def test_the_command_rebuilds_and_counts(bench: Bench) -> None:

@@ -599,8 +599,7 @@ class Reader:
     async def _keep_open(self) -> None:
         if self._parts:
             before = sum(part.opened for part in self._parts)
-            for part in self._parts:
-                await part._keep_open()
+            await asyncio.gather(*(part._keep_open() for part in self._parts))
             self.opened += sum(part.opened for part in self._parts) - before
             return
         silent = time.monotonic() - self._heard > 2.5
@@ -643,8 +642,7 @@ class Reader:
             self._parts = [
                 Reader(self._bus, (s,), self.after, self._credit, self._wake, self._idle_s) for s in self._subjects
             ]
-            for part in self._parts:
-                await part._keep_open()
+            await asyncio.gather(*(part._keep_open() for part in self._parts))
             return
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{info.name}"
         self._inbox = nc.new_inbox()

@@ -6,6 +6,8 @@ what stands in the way of that is a `SetupError`. The calls block, seconds at mo
 `asyncio.to_thread`.
 """
 
+import itertools
+import os
 import platform
 import shutil
 import signal
@@ -69,12 +71,24 @@ def require_loopback(host: str) -> None:
     )
 
 
+PORTS = range(10_240, 32_768)
+_ASKED = itertools.count(os.getpid() * 251)
+
+
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """
+    A loopback TCP port that nobody listens on at this moment, and another one at each call.
+
+    The system's own choice may come again before the first is listened on, or go to somebody's connection meanwhile: these lie
+    below the range it chooses from, and each process begins elsewhere.
+    """
+    for n in _ASKED:
+        port = PORTS.start + n % len(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise AssertionError("the count has no end")
 
 
 def require_free_port(port: int, what: str) -> None:

@@ -340,6 +340,9 @@ async def test_both_offices_see_the_same_case_and_it_begins_anew_where_it_was_la
     assert again
     assert again.status == 200, again
     await offices.finish(OTHER, asked["id"], round=2)
+    async with asyncio.timeout(10):  # the desk answers before the ledger has heard
+        while (await offices.case(asked["id"], OTHER))["state"] != "done":
+            await asyncio.sleep(0.05)
     rated = await offices.system.insist("POST", "intake", f"{path}/rate", {"grade": 4, "solved": True}, key=fresh_key())
     assert rated
     assert rated.status == 200, rated

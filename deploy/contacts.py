@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deploy.errors import Said, SetupError
 from deploy.running import Running
 from shared.facts import District, Language, MemberId, Text
-from shared.problems import said
+from shared.problems import invalid
 
 HOURS = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", re.ASCII)
 
@@ -104,11 +104,9 @@ def contact(
     try:
         return Contact.model_validate(given | {"phone": phone, "quiet": _minutes(quiet) if quiet else None})
     except ValidationError as why:
-        first = why.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        zh, en = said(first)
+        wrong = invalid(why.errors())
         raise SetupError(
-            Said(f"{field} 有误：{zh}", f"{field}: {en}"),
+            Said(f"{wrong.field} 有误：{wrong.facts['why']}", f"{wrong.field}: {wrong.facts['why_en']}"),
             Said("例如 m-supervisor-420106 --district 420106", "as in m-supervisor-420106 --district 420106"),
         ) from None
 

@@ -6,7 +6,7 @@ A text names what is wrong and what to do about it; `{…}` is filled from the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,18 @@ def said(error: Mapping[str, Any]) -> tuple[str, str]:
         words = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         return texts[0].format(expected="、".join(words)), texts[1].format(expected=", ".join(words))
     return texts[0].format_map(_Blank(context)), texts[1].format_map(_Blank(context))
+
+
+def invalid(errors: Sequence[Mapping[str, Any]], *, whole: str = "body") -> RefusedError:
+    """
+    What pydantic found wrong first, as a refusal: `invalid` with the path of the field.
+
+    Args:
+        errors: of `ValidationError.errors()`, with their context.
+        whole: the field's name where it is none in particular.
+    """
+    zh, en = said(errors[0])
+    return RefusedError("invalid", field=".".join(map(str, errors[0]["loc"])) or whole, why=zh, why_en=en)
 
 
 class _Blank(dict[str, Any]):

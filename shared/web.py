@@ -29,7 +29,7 @@ from shared.auth import ROLES, Doorkeeper
 from shared.errors import RefusedError, UnavailableError
 from shared.ids import new_id
 from shared.limiting import network
-from shared.problems import PROBLEMS, problem, said
+from shared.problems import PROBLEMS, invalid, problem
 from shared.telemetry import logger
 
 BODY_BYTES_MAX = 64 * 1024
@@ -159,13 +159,12 @@ def create_app(
         return answer(RefusedError("unavailable", retry_after=2))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, why: RequestValidationError) -> Response:
+    async def wrong(_: Request, why: RequestValidationError) -> Response:
         first = why.errors()[0]
         if first["type"] == "json_invalid":
             return answer(RefusedError("invalid_json"))
-        path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        zh, en = said(first)
-        return answer(RefusedError("invalid", field=".".join(path) or "body", why=zh, why_en=en))
+        where = first["loc"][1:]  # the first says whether in the body, the query, the path or the head
+        return answer(invalid([{**first, "loc": where}]))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, why: HTTPException) -> Response:

@@ -20,7 +20,7 @@ from services.dispatch.streaming import LiveTail
 from shared.auth import Doorkeeper
 from shared.bus import Bus, Request
 from shared.errors import BusError, RefusedError
-from shared.problems import problem, said
+from shared.problems import invalid, problem
 
 EVENTS_MAX = 200
 APART_S = 0.05
@@ -132,9 +132,7 @@ def _ask(content: bytes) -> Ask:
     except orjson.JSONDecodeError:
         raise RefusedError("invalid_json") from None
     except ValidationError as why:
-        first = why.errors(include_url=False, include_input=False)[0]
-        zh, en = said(first)
-        raise RefusedError("invalid", field=".".join(map(str, first["loc"])) or "body", why=zh, why_en=en) from None
+        raise invalid(why.errors()) from None
 
 
 def _answered(events: list[Event], after: int, last: int) -> bytes:

@@ -10,7 +10,7 @@ from services.dispatch.words import OUTCOMES, REASONS, UNWILLING, listed, publis
 from shared.auth import Caller
 from shared.errors import RefusedError
 from shared.facts import Basis, Code, District, Grade, HandoverReason, Id, MemberEnrolled, MemberId
-from shared.problems import said
+from shared.problems import invalid
 
 Reason = Annotated[Code, AfterValidator(listed(REASONS, "reason")), Field(json_schema_extra=published(REASONS))]
 """One of `REASONS`. Raises RefusedError `not_listed`."""
@@ -240,6 +240,4 @@ def parse(verb: str, content: Any) -> Verb:
     try:
         return model.model_validate(content)
     except ValidationError as why:
-        first = why.errors(include_url=False, include_input=False)[0]
-        zh, en = said(first)
-        raise RefusedError("invalid", field=".".join(map(str, first["loc"])), why=zh, why_en=en) from None
+        raise invalid(why.errors(), whole="") from None

@@ -29,7 +29,7 @@ from shared.auth import Caller, Doorkeeper
 from shared.errors import RefusedError
 from shared.facts import Fact, plain
 from shared.limiting import Limits, network
-from shared.problems import said
+from shared.problems import invalid
 from shared.telemetry import logger
 from shared.web import Readiness, problems
 from shared.web import create_app as create_shared_app
@@ -433,10 +433,7 @@ def _validated(model: type[Body], sent: Any) -> Body:
     try:
         return model.model_validate(sent)
     except ValidationError as why:
-        first = why.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "body"
-        zh, en = said(first)
-        raise RefusedError("invalid", field=field, why=zh, why_en=en) from None
+        raise invalid(why.errors()) from None
 
 
 def _key(request: Request) -> str:

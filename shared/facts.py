@@ -902,6 +902,7 @@ class AreaSet(RegisterFact):
     located_in: District
     administered_by: District
     owned_by: Text
+    """A company in its own words, or the code of an office on this bus."""
     served_by: District
     words: tuple[Text, ...] = ()
     """The gazetteer: address words by which people name it."""
@@ -914,7 +915,7 @@ PARTIES_MAX = 20
 
 
 class AgreementSet(RegisterFact):
-    """What two offices agreed for an enclave (插花地)."""
+    """What offices agreed for an enclave (插花地), from day to day; the next one for the same area has a code of its own."""
 
     name = "register.agreement_set"
     key = "agreement"
@@ -924,8 +925,12 @@ class AgreementSet(RegisterFact):
     parties: Annotated[tuple[District, ...], Field(max_length=PARTIES_MAX)]
     lead: District
     services: tuple[Text, ...]
+    """What it covers, in the words that were signed."""
+    items: tuple[ItemCode, ...] = ()
+    """The lines of the catalogue it covers, each with all below it (`repair` covers `repair.leak`); empty: all."""
     valid_from: date
     valid_to: date | None = None
+    """The last day."""
 
 
 class App(Part):
@@ -1000,6 +1005,8 @@ class ItemSet(RegisterFact):
     """Two requests for this item this near and this close in time are probably one matter; 0: never."""
     phone: Text | None = None
     """The number to ring where the system is down and it cannot wait."""
+    facility: bool = False
+    """部件 (a lamp, a manhole cover): its owner goes first, then the place; 事件, all else: the place, then the owner."""
 
 
 class UrgencySet(RegisterFact):

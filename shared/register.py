@@ -1,8 +1,9 @@
 """
 The register (台账) as every service sees it: a fold of `register.*` facts.
 
-Areas have dated owners, so "who serves this place" always asks for a day. Building facts from a document and applying them is
-the ledger's business (`services/ledger/registering.py`).
+Areas have dated owners, so "who serves this place" always asks for a day; `Register.at` is the whole register of one day. What was
+known when, corrections left aside, is a fold of fewer facts. Building facts from a document and applying them is the ledger's
+business (`services/ledger/registering.py`).
 """
 
 from __future__ import annotations
@@ -72,18 +73,41 @@ class Register:
 
     def agreement(self, area: str, day: date) -> AgreementSet | None:
         """The agreement in force for an enclave on a day, or None."""
-        for _, agreement in sorted(self.agreements.items()):  # a map has no order of its own
-            ends = agreement.valid_to
-            if agreement.area == area and agreement.valid_from <= day and (ends is None or day <= ends):
-                return agreement
-        return None
+        return next((agreed for agreed in self.agreed(area) if in_force(agreed, day)), None)
+
+    def agreed(self, area: str) -> tuple[AgreementSet, ...]:
+        """Every agreement there ever was about an area, by code."""
+        return self._agreed.get(area, ())
 
     def served_by(self, area: AreaSet, item: str, day: date) -> str:
-        """The office that a request for this item in this area goes to: as a conferral ruled, else whoever serves the area."""
+        """
+        The office that a request for this item in this area goes to.
+
+        As a conferral ruled; a facility (部件) first to its owner, where that is an office; what the agreement in force does not
+        cover to whoever runs the place; all else to whoever serves it.
+        """
         precedent = self.precedents.get((area.area, item))
         if precedent and precedent.owner and precedent.valid_from <= day and precedent.owner in self.districts:
             return precedent.owner
-        return area.served_by
+        line = self.items.get(item)
+        if line and line.facility and area.owned_by in self.districts:
+            return area.owned_by
+        agreement = self.agreement(area.area, day)
+        return area.served_by if agreement is None or covers(agreement, item) else area.administered_by
+
+    def at(self, day: date) -> Register:
+        """
+        The register as it stands on a day: of each area its version then, of agreements and precedents those in force.
+
+        Catalogue, calendars, policies and offices have no dates of their own: they are as known.
+        """
+        standing = ((code, self.area(code, day)) for code in self.areas)
+        return replace(
+            self,
+            areas=Map({code: (version,) for code, version in standing if version}),
+            agreements=Map({code: agreed for code, agreed in self.agreements.items() if in_force(agreed, day)}),
+            precedents=Map({key: ruled for key, ruled in self.precedents.items() if ruled.valid_from <= day}),
+        )
 
     def parties(self, area: str, day: date) -> tuple[str, ...]:
         """The districts that may see what happens in an area: who serves it first, then the parties of its agreement."""
@@ -112,8 +136,25 @@ class Register:
         return now.astimezone(self.zone(district)).date()
 
     @cached_property
+    def _agreed(self) -> dict[str, tuple[AgreementSet, ...]]:
+        found: dict[str, tuple[AgreementSet, ...]] = {}
+        for _, agreement in sorted(self.agreements.items()):  # a map has no order of its own
+            found[agreement.area] = (*found.get(agreement.area, ()), agreement)
+        return found
+
+    @cached_property
     def _calendars(self) -> dict[str, Calendar]:
         return {code: Calendar.of(fact) for code, fact in self.calendars.items()}
+
+
+def in_force(agreement: AgreementSet, day: date) -> bool:
+    """From its first to its last day."""
+    return agreement.valid_from <= day and (agreement.valid_to is None or day <= agreement.valid_to)
+
+
+def covers(agreement: AgreementSet, item: str) -> bool:
+    """Whether an agreement is about this line of the catalogue."""
+    return not agreement.items or any(item == line or item.startswith(f"{line}.") for line in agreement.items)
 
 
 def evolve(register: Register, fact: Fact) -> Register:

@@ -231,7 +231,7 @@ class Door:
         classified = known.catalogue.classify(asked.service, asked.text)
         area, register = place.area, known.register
         district = register.served_by(area, classified.item.item, register.today(area.served_by, now))
-        if district != area.served_by:  # as a conferral has ruled for this item
+        if district != area.served_by:  # another goes first for this item here
             place = replace(place, area=area.model_copy(update={"served_by": district}))
         if caller is not None and not caller.of(district):
             raise RefusedError("foreign_district", district=district, yours=caller.district)

@@ -10,7 +10,7 @@ import pytest
 from shared import register
 from shared.clocks import ALWAYS
 from shared.envelope import canonical
-from shared.facts import AreaSet, RegisterApplied, RegisterFact, UrgencySet, plain
+from shared.facts import AreaSet, DistrictSet, PrecedentSet, RegisterApplied, RegisterFact, UrgencySet, plain
 from shared.register import DEFAULT_POLICY, Register
 from tests.examples import (
     AGREEMENT,
@@ -26,6 +26,7 @@ from tests.examples import (
     XINXIANG,
     area,
     item,
+    name,
 )
 
 
@@ -99,6 +100,43 @@ def test_of_two_agreements_at_once_it_is_always_the_same_one() -> None:
     others = [AGREEMENT.model_copy(update={"agreement": f"a-{n}", "parties": (WUCHANG, f"42011{n}")}) for n in range(9)]
     assert given(*REGISTER, *others).agreement(XINXIANG, date(2026, 6, 1)) == others[0]
     assert given(*others[::-1], *REGISTER).agreement(XINXIANG, date(2026, 6, 1)) == others[0]
+
+
+LAMP = "lamp.street"
+OWNED = area(XINXIANG, located_in=QINGSHAN).model_copy(update={"owned_by": HONGSHAN})
+OFFICE = DistrictSet(district=HONGSHAN, title=name("洪山区"), office=name("洪山区网格中心"))
+FACILITY = item(LAMP).model_copy(update={"facility": True})
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "day", "office"),
+    [
+        ((OWNED, FACILITY, OFFICE), LAMP, date(2026, 6, 1), HONGSHAN),  # 部件: the owner first
+        ((OWNED, FACILITY), LAMP, date(2026, 6, 1), WUCHANG),  # an owner without a desk: the place
+        ((OWNED, OFFICE), LEAK, date(2026, 6, 1), WUCHANG),  # 事件: the place first
+        ((AGREEMENT.model_copy(update={"items": ("repair",)}),), LEAK, date(2026, 6, 1), WUCHANG),
+        ((AGREEMENT.model_copy(update={"items": ("rep",)}),), LEAK, date(2026, 6, 1), QINGSHAN),  # not covered
+        ((AGREEMENT.model_copy(update={"items": ("rep",)}),), LEAK, date(2026, 2, 28), WUCHANG),  # not in force
+    ],
+)
+def test_who_goes_first_depends_on_the_item_and_on_what_is_agreed(
+    more: tuple[RegisterFact, ...], what: str, day: date, office: str
+) -> None:
+    held = given(*REGISTER, *more)
+    version = held.area(XINXIANG, day)
+    assert version
+    assert held.served_by(version, what, day) == office
+
+
+def test_the_register_of_a_day_holds_what_stood_then() -> None:
+    ruled = PrecedentSet(area=XINXIANG, item=LEAK, owner=QINGSHAN, basis="minutes:1", valid_from=date(2026, 5, 1))
+    held = given(*REGISTER, *OWNERS, ruled)
+    june, february = held.at(date(2025, 6, 1)), held.at(date(2026, 2, 1))
+    assert [version.served_by for (version,) in (june.areas[XINXIANG], february.areas[XINXIANG])] == [WUCHANG, HONGSHAN]
+    assert (len(june.agreements), len(held.at(date(2026, 12, 31)).agreements)) == (0, 1)
+    assert (len(february.precedents), len(held.at(date(2026, 5, 1)).precedents)) == (0, 1)
+    assert XINXIANG not in held.at(date(2019, 12, 31)).areas
+    assert held.at(date(2019, 12, 31)).items == held.items
 
 
 def test_where_no_policy_is_set_a_careful_one_holds() -> None:

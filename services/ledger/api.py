@@ -10,19 +10,30 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Header, Query, Response
-from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.ledger import cases
 from services.ledger.acting import Acts
+from services.ledger.asking import (
+    Admin,
+    Anyone,
+    AreaGiven,
+    Auditor,
+    District,
+    Ndjson,
+    Office,
+    Reader,
+    Registrar,
+    Staff,
+    district_of,
+)
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.projecting import Projector
 from services.ledger.registering import SECTIONS, Registry, as_document, digest
 from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
 from services.ledger.store import Selection, Store
-from shared.access import allowed
-from shared.auth import EVERYWHERE, Caller, Doorkeeper
+from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import STREAM, Bus, Request
 from shared.envelope import canonical
 from shared.errors import RefusedError, UnavailableError
@@ -40,13 +51,6 @@ WAIT_S = 2.0
 REGISTER_BYTES_MAX = 16 * 1024 * 1024
 TIMELINE_MAX = 1000
 PAGE_MAX = 500
-Reader = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
-Office = Annotated[Caller, allowed("clerk", "dispatcher", "supervisor", "auditor", of="cases")]
-Staff = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor", "auditor", of="register")]
-Anyone = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor", "auditor", of="nothing")]
-Registrar = Annotated[Caller, allowed("admin", of="everywhere")]
-Admin = Annotated[Caller, allowed("admin", of="district")]
-Auditor = Annotated[Caller, allowed("auditor", of="district")]
 
 
 @dataclass
@@ -211,26 +215,6 @@ async def summary(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def district_of(caller: Caller, asked: str | None) -> str | None:
-    """
-    Whose cases a caller gets: those of the district asked for, or all of their own; None for everybody's.
-
-    Raises:
-        RefusedError: `foreign_district`.
-    """
-    if asked is None:
-        return None if caller.district == EVERYWHERE else caller.district
-    if not caller.of(asked):
-        raise RefusedError("foreign_district", district=asked, yours=caller.district)
-    return asked
-
-
-class Ndjson(StreamingResponse):
-    """A JSON document per line."""
-
-    media_type = "application/x-ndjson"
-
-
 def _id(of: str) -> str:
     if not ID.fullmatch(of):
         raise ValueError("a pseudonym such as m-17, or another id: it is kept for ever")
@@ -278,10 +262,6 @@ class Act(BaseModel):
     act: Code
     of: OfWhat
     why: Sentence = ""
-
-
-District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
-AreaGiven = Annotated[str | None, Query(max_length=40)]
 
 
 def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> FastAPI:

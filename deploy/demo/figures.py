@@ -48,7 +48,7 @@ class Figures:
             self.covered += leaf["gap"]["to"] - leaf["gap"]["from"] + 1
             self.last_sequence = leaf["gap"]["to"]
             return
-        if kind == "reset":
+        if kind in ("reset", "heads"):
             return
         self.last_sequence = leaf["src"]["seq"]
         self.numbered.add(self.last_sequence)

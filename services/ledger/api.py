@@ -207,6 +207,7 @@ async def summary(ledger: Ledger) -> dict[str, Any]:
         "dups": many["dup"],
         "conflicts": many["conflict"],
         "resets": many["reset"],
+        "heads": many["heads"],
         "last_sequence": last,
         "source": {"stream": STREAM, "created": created, "epoch": epoch},
         "stream_last_sequence": stream_last,

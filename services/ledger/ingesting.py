@@ -51,8 +51,8 @@ class Log(Protocol):
     async def tail(self) -> tuple[bytes | None, int]:
         """The last leaf, and the newest `recorded`."""
 
-    async def scope_counts(self) -> dict[str, int]:
-        """Events per district."""
+    async def scopes(self, below: int | None = None) -> dict[str, tuple[int, int]]:
+        """Events per district, and the index of the last one."""
 
     async def case_counts(self, cases: Sequence[str]) -> dict[str, int]:
         """Events per request."""
@@ -175,7 +175,7 @@ class Ingest:
             await self._store.prepare()
             self._prepared = True
         tail, newest_ns = await self._store.tail()
-        self.prefix = leaves.resume(self._origin, tail, newest_ns, await self._store.scope_counts())
+        self.prefix = leaves.resume(self._origin, tail, newest_ns, await self._store.scopes())
         return self.prefix
 
     async def _make(self, prefix: Prefix, deliveries: Sequence[Delivery]) -> list[Leaf]:
@@ -221,9 +221,9 @@ class Ingest:
         after = await self._common(prefix, state)
         if after is None:
             return
-        leaf = leaves.reset(prefix, created=state.created, after=after)
-        logger().error("stream_replaced", leaf=leaf.index, created=state.created, after=after)
-        await self._write([leaf], 0)
+        batch = leaves.reset(prefix, created=state.created, after=after)
+        logger().error("stream_replaced", leaf=batch[-1].index, created=state.created, after=after)
+        await self._write(batch, 0)
 
     async def _another(self, prefix: Prefix) -> bool:
         state = await self._bus.state()

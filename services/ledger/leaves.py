@@ -4,7 +4,8 @@ A message and the ledger so far give the next leaf: pure, so that racing writers
 Every sequence of the stream becomes one leaf or lies in one gap leaf. A leaf is canonical JSON (RFC 8785): because what our
 writers publish is canonical already, a leaf takes the event's bytes as they are; bytes that are not canonical are no event.
 Indices are dense from 0; the ordinals `n` are dense from 1 per district (`scopes`) and per request (`case`) and count leaves
-of kind `event` only, so that whoever gets a filtered replay can see that nothing was withheld.
+of kind `event` only, so that whoever gets a filtered replay can see that nothing was withheld: how many there are of each district
+stands in a leaf of kind `heads` now and then, and in every checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from services.ledger import heads, tree
 from shared.bus import STREAM, Delivery
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import MalformedError, PaidanError
@@ -25,8 +27,11 @@ from shared.errors import MalformedError, PaidanError
 VERSION = "paidan/leaf/1"
 LEAF_BYTES_MAX = 65_535
 
-EVENT, DUP, CONFLICT, REJECT, GAP, RESET = "event", "dup", "conflict", "reject", "gap", "reset"
-KINDS = (EVENT, DUP, CONFLICT, REJECT, GAP, RESET)
+HEADS_EVERY = 65_536
+DAY_NS = 86_400_000_000_000
+
+EVENT, DUP, CONFLICT, REJECT, GAP, RESET, HEADS = "event", "dup", "conflict", "reject", "gap", "reset", "heads"
+KINDS = (EVENT, DUP, CONFLICT, REJECT, GAP, RESET, HEADS)
 
 
 class ForeignLogError(PaidanError):
@@ -41,7 +46,7 @@ class Leaf:
     Attributes:
         data: the canonical bytes.
         epoch: which source it comes from: how many `reset` leaves lie before.
-        sequence: the stream's number; a gap's first; None for a reset.
+        sequence: the stream's number; a gap's first; None for what stands for none (reset, heads).
         event_id: of an event, a dup or a conflict.
         envelope: the decoded event, for who folds it right away.
         raw: the message's bytes where the leaf holds their digest only.
@@ -60,11 +65,14 @@ class Leaf:
     time: datetime | None = None
     envelope: Envelope | None = None
     raw: bytes | None = None
+    _hash: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def hash(self) -> bytes:
-        """The leaf hash of RFC 9162 §2.1."""
-        return sha256(b"\x00" + self.data).digest()
+        """The leaf hash of RFC 9162 §2.1, computed once: the store and the tree both want it."""
+        if not self._hash:
+            self._hash = tree.leaf_hash(self.data)
+        return self._hash
 
 
 class First(NamedTuple):
@@ -102,7 +110,7 @@ class Prefix:
         sequence: the last of the stream that is accounted for: the only cursor.
         size: how many leaves there are, and so the next index.
         newest_ns: the latest `recorded` so far.
-        scopes: events per district.
+        scopes: events per district, and the index of the last one.
         cases: events per request, of those requests that the next leaves need at least.
     """
 
@@ -112,7 +120,7 @@ class Prefix:
     sequence: int = 0
     size: int = 0
     newest_ns: int = 0
-    scopes: dict[str, int] = field(default_factory=dict)
+    scopes: dict[str, tuple[int, int]] = field(default_factory=dict)
     cases: dict[str, int] = field(default_factory=dict)
 
 
@@ -146,8 +154,10 @@ def extend(prefix: Prefix, messages: Iterable[Read], known: Mapping[str, First])
     seen = dict(known)
     for message in messages:
         delivery = message.delivery
+        leaves += _heads(prefix, delivery.recorded_ns)
         if delivery.sequence > prefix.sequence + 1:
             leaves.append(_gap(prefix, delivery))
+            leaves += _heads(prefix, delivery.recorded_ns)
         leaf = _event(prefix, message, seen) if message.envelope else None
         leaf = leaf or _reject(prefix, delivery, message.reason or "size")
         leaves.append(leaf)
@@ -155,29 +165,31 @@ def extend(prefix: Prefix, messages: Iterable[Read], known: Mapping[str, First])
     return leaves
 
 
-def reset(prefix: Prefix, *, created: str, after: int) -> Leaf:
+def reset(prefix: Prefix, *, created: str, after: int) -> list[Leaf]:
     """
-    The leaf that says: from here on another source. The prefix moves on to it.
+    The leaf that says: from here on another source; before it heads, where they are due. The prefix moves on to it.
 
     Args:
         created: of the stream that is there now; the same as before where the stream lost its tail.
         after: the last sequence that both have in common: 0 for a new stream.
     """
+    leaves = _heads(prefix, prefix.newest_ns)
     old = {"created": prefix.created, "seq": prefix.sequence} | ({"epoch": prefix.epoch} if prefix.epoch else {})
     prefix.created, prefix.epoch, prefix.sequence = created, prefix.epoch + 1, after
     data = _rare(prefix, RESET, after, prefix.newest_ns, reset=old)
-    leaf = Leaf(prefix.size, data, RESET, prefix.epoch, None)
+    leaves.append(Leaf(prefix.size, data, RESET, prefix.epoch, None))
     prefix.size += 1
-    return leaf
+    return leaves
 
 
-def resume(log: str, tail: bytes | None, newest_ns: int, scopes: Mapping[str, int]) -> Prefix:
+def resume(log: str, tail: bytes | None, newest_ns: int, scopes: heads.Scopes) -> Prefix:
     """
     The prefix that ends with this leaf.
 
     Args:
         tail: the last leaf's bytes, None for an empty ledger.
         newest_ns: `recorded` of the last leaf that is not late.
+        scopes: events per district, and the index of the last one.
     Raises:
         ForeignLogError: the leaf belongs to another log.
     """
@@ -233,7 +245,8 @@ def _event(prefix: Prefix, message: Read, seen: dict[str, First]) -> Leaf | None
     scopes, cases, case = prefix.scopes, prefix.cases, ""
     if envelope.case is not None:
         case = f'"case":{{"id":{_text(envelope.case)},"n":{cases.get(envelope.case, 0) + 1}}},'
-    counted = ",".join([f'{{"d":"{district}","n":{scopes.get(district, 0) + 1}}}' for district in message.districts])
+    ordinals = [scopes[district][0] + 1 if district in scopes else 1 for district in message.districts]
+    counted = ",".join([f'{{"d":"{d}","n":{n}}}' for d, n in zip(message.districts, ordinals, strict=True)])
     late = '"late":true,' if delivery.recorded_ns < prefix.newest_ns else ""
     epoch = f'"epoch":{prefix.epoch},' if prefix.epoch else ""
     data = b"".join(
@@ -251,8 +264,8 @@ def _event(prefix: Prefix, message: Read, seen: dict[str, First]) -> Leaf | None
     if len(data) > LEAF_BYTES_MAX:
         return None
     seen[envelope.id] = First(index, subject, delivery.data)
-    for district in message.districts:
-        scopes[district] = scopes.get(district, 0) + 1
+    for district, n in zip(message.districts, ordinals, strict=True):
+        scopes[district] = n, index
     if envelope.case is not None:
         cases[envelope.case] = cases.pop(envelope.case, 0) + 1  # to the end: the least recent are forgotten first
     return Leaf(
@@ -290,6 +303,23 @@ def _gap(prefix: Prefix, delivery: Delivery) -> Leaf:
     leaf = Leaf(prefix.size, data, GAP, prefix.epoch, since)
     _move(prefix, until, delivery.recorded_ns)
     return leaf
+
+
+def _heads(prefix: Prefix, at_ns: int) -> list[Leaf]:
+    """
+    The heads that are due before the next leaf, if they are: at every multiple of 65,536, and when a new day (UTC) begins.
+
+    Args:
+        at_ns: when the stream took the message that comes next. Days follow the latest so far, so that none begins twice.
+    """
+    leaves: list[Leaf] = []
+    while prefix.size and (prefix.size % HEADS_EVERY == 0 or at_ns // DAY_NS > prefix.newest_ns // DAY_NS):
+        recorded_ns = max(prefix.newest_ns, at_ns)
+        of = {"root": heads.root(prefix.scopes).hex(), "scopes": len(prefix.scopes)}
+        data = _rare(prefix, HEADS, prefix.sequence, recorded_ns, heads=of)
+        leaves.append(Leaf(prefix.size, data, HEADS, prefix.epoch, None))
+        _move(prefix, prefix.sequence, recorded_ns)
+    return leaves
 
 
 def _rare(prefix: Prefix, kind: str, sequence: int, at_ns: int, **more: Any) -> bytes:

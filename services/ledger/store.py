@@ -27,7 +27,7 @@ from shared.facts import HUB
 
 DEADLINE_S = 10.0
 DUPLICATE_KEY = 11000
-RARE = ["conflict", "dup", "gap", "reject", "reset"]
+RARE = [kind for kind in leaves.KINDS if kind != leaves.EVENT]
 
 EVENT_INDEXES = (
     IndexModel({"src": 1, "sseq": 1}, name="source", unique=True, partialFilterExpression={"sseq": {"$exists": True}}),
@@ -35,7 +35,7 @@ EVENT_INDEXES = (
     IndexModel({"case": 1, "_id": 1}, name="case", partialFilterExpression={"case": {"$exists": True}}),
     IndexModel({"ds": 1, "_id": 1}, name="district", partialFilterExpression={"ds": {"$exists": True}}),
     # Holds next to nothing, and makes the ledger's summary a look-up.
-    IndexModel({"k": 1, "_id": 1}, name="rare", partialFilterExpression={"k": {"$in": RARE}}),
+    IndexModel({"k": 1, "_id": 1}, name="no_event", partialFilterExpression={"k": {"$in": RARE}}),
 )
 CASE_INDEXES = (
     IndexModel({"districts": 1, "first": -1}, name="district"),
@@ -186,9 +186,9 @@ class Store:
             found = await self._events.find_one({}, {"_id": 1}, sort=[("_id", DESCENDING)])
         return found["_id"] + 1 if found else 0
 
-    async def scope_counts(self) -> dict[str, int]:
-        """Events per district."""
-        counts: dict[str, int] = {}
+    async def scopes(self, below: int | None = None) -> dict[str, tuple[int, int]]:
+        """Events per district below an index, and the index of the last one, of those districts that have any there."""
+        found_of: dict[str, tuple[int, int]] = {}
         last = ""
         with _asking():
             # One look-up per district: the index's first entry behind the last one.
@@ -196,8 +196,22 @@ class Store:
                 found := await self._events.find({"ds": {"$gt": last}}, {"ds": 1}, hint="district").limit(1).to_list(1)
             ):
                 last = min(district for district in found[0]["ds"] if district > last)
-                counts[last] = await self.ordinal(district=last)
-        return counts
+                if (head := await self.head(last, below=below)) is not None:
+                    found_of[last] = head
+        return found_of
+
+    async def head(self, district: str, *, below: int | None = None) -> tuple[int, int] | None:
+        """The ordinal and the index of a district's last event below an index."""
+        found = await self._last({"ds": district}, below)
+        if found is None:
+            return None
+        scopes = orjson.loads(found["b"])["scopes"]
+        return next(scope["n"] for scope in scopes if scope["d"] == district), found["_id"]
+
+    async def _last(self, by: Mapping[str, Any], below: int | None) -> Any:
+        within = {} if below is None else {"_id": {"$lt": below}}
+        with _asking():
+            return await self._events.find_one({**by, **within}, {"b": 1}, sort=[("_id", DESCENDING)])
 
     async def case_counts(self, cases: Sequence[str]) -> dict[str, int]:
         """Events per request, of those that have any."""
@@ -212,17 +226,11 @@ class Store:
         self, *, district: str | None = None, request: str | None = None, below: int | None = None
     ) -> int:
         """How many events of a district or a request lie below an index: read from the last one's own ordinal."""
-        by: dict[str, Any] = {"ds": district} if district is not None else {"case": request}
-        if below is not None:
-            by["_id"] = {"$lt": below}
-        with _asking():
-            found = await self._events.find_one(by, {"b": 1}, sort=[("_id", DESCENDING)])
-        if found is None:
-            return 0
-        leaf = orjson.loads(found["b"])
-        if district is None:
-            return int(leaf["case"]["n"])
-        return int(next(scope["n"] for scope in leaf["scopes"] if scope["d"] == district))
+        if district is not None:
+            head = await self.head(district, below=below)
+            return head[0] if head else 0
+        found = await self._last({"case": request}, below)
+        return int(orjson.loads(found["b"])["case"]["n"]) if found else 0
 
     async def known(self, event_ids: Sequence[str]) -> dict[str, First]:
         """The first events with these ids, of those that are in the log."""
@@ -249,8 +257,8 @@ class Store:
         span: dict[str, int] = {"$gte": since} | ({"$lt": below} if below is not None else {})
         with _asking(60):
             counted = [
-                (kind, await self._events.count_documents({"k": kind, "_id": span}, hint="rare"), None)
-                for kind in ("conflict", "dup", "reject")
+                (kind, await self._events.count_documents({"k": kind, "_id": span}, hint="no_event"), None)
+                for kind in ("conflict", "dup", "heads", "reject")
             ]
             found = self._events.find({"k": {"$in": ["gap", "reset"]}, "_id": span}, {"b": 1, "k": 1}).sort(
                 "_id", ASCENDING

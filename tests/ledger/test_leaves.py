@@ -6,10 +6,10 @@ from hashlib import sha256
 import orjson
 import pytest
 import rfc8785
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.ledger import leaves
+from services.ledger import heads, leaves, tree
 from services.ledger.leaves import First, Leaf, Prefix
 from shared.bus import Delivery
 from shared.facts import InputRefused, TaskAccepted
@@ -17,6 +17,7 @@ from tests.ledger.examples import LI, QINGSHAN, WUCHANG, about, event, life, mes
 
 CREATED = "2026-11-22T01:00:00.000000001Z"
 RECORDED_NS = 1_795_309_323_456_789_012
+DAY_NS = 86_400_000_000_000
 
 
 def prefix() -> Prefix:
@@ -104,7 +105,7 @@ def test_a_repeat_of_something_long_past_is_recognised_by_what_the_store_knows()
     subject, data = message(submitted(1))
     [dup] = made(
         delivery(9, subject, data),
-        to=Prefix("x", CREATED, sequence=8, size=8),
+        to=Prefix("x", CREATED, sequence=8, size=8, newest_ns=RECORDED_NS),
         known={submitted(1).id: First(3, subject, data)},
     )
     assert (dup.kind, told(dup)["first"]) == ("dup", 3)
@@ -155,7 +156,7 @@ def test_what_is_no_fact_is_rejected_by_name_and_counted(reason: str, subject: s
 def test_a_reset_names_both_sources_and_starts_another_epoch() -> None:
     state = prefix()
     made(delivery(1, *message(submitted(1))), to=state)
-    leaf = leaves.reset(state, created="2027-01-01T00:00:00Z", after=0)
+    [leaf] = leaves.reset(state, created="2027-01-01T00:00:00Z", after=0)
     assert told(leaf)["reset"] == {"created": CREATED, "seq": 1}
     assert told(leaf)["src"] == {"created": "2027-01-01T00:00:00Z", "epoch": 1, "seq": 0, "stream": "EVENTS"}
     [following] = made(delivery(1, *message(submitted(2))), to=state)
@@ -170,6 +171,73 @@ def test_time_that_runs_backwards_is_marked() -> None:
     )
     assert [told(leaf).get("late") for leaf in found] == [None, True, None]
     assert all(rfc8785.dumps(orjson.loads(leaf.data)) == leaf.data for leaf in found)
+
+
+def test_heads_come_before_the_first_message_of_a_new_day_and_say_where_every_district_stands() -> None:
+    first, second, of_heads, gap, third = made(
+        delivery(1, *message(submitted(1, districts=f"{WUCHANG},{QINGSHAN}"))),
+        delivery(2, *message(submitted(2)), ns=RECORDED_NS + 5),
+        delivery(4, *message(submitted(3)), ns=RECORDED_NS + DAY_NS),
+        delivery(5, *message(submitted(4)), ns=RECORDED_NS),
+        delivery(6, *message(submitted(5)), ns=RECORDED_NS + DAY_NS + 1),
+    )[:5]
+    assert (of_heads.kind, of_heads.index, of_heads.sequence, gap.kind, third.index) == ("heads", 2, None, "gap", 4)
+    under = tree.root_of(
+        [
+            tree.leaf_hash(b'{"d":"420106","last":1,"n":2}'),
+            tree.leaf_hash(b'{"d":"420107","last":0,"n":1}'),
+        ]
+    )
+    assert told(of_heads) == {
+        "v": "paidan/leaf/1",
+        "log": "paidan.test/main/1",
+        "index": 2,
+        "kind": "heads",
+        "heads": {"root": under.hex(), "scopes": 2},
+        "recorded": told(third)["recorded"],
+        "src": {"stream": "EVENTS", "created": CREATED, "seq": 2},
+    }
+    assert rfc8785.dumps(orjson.loads(of_heads.data)) == of_heads.data
+    assert [told(leaf)["kind"] for leaf in (first, second, third)] == ["event"] * 3
+
+
+def test_a_day_begins_once_however_the_clock_runs() -> None:
+    later = [RECORDED_NS, RECORDED_NS + DAY_NS, RECORDED_NS, RECORDED_NS + DAY_NS, RECORDED_NS + 2 * DAY_NS]
+    found = made(*(delivery(n, *message(submitted(n)), ns=ns) for n, ns in enumerate(later, 1)))
+    assert [leaf.kind for leaf in found] == ["event", "heads", "event", "event", "event", "heads", "event"]
+
+
+def test_heads_lie_at_every_multiple_whatever_else_is_due_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaves, "HEADS_EVERY", 4)
+    state = prefix()
+    found = made(
+        delivery(1, *message(submitted(1))),
+        delivery(2, *message(submitted(2))),
+        delivery(3, *message(submitted(3))),
+        delivery(5, *message(submitted(4))),  # heads, gap, event
+        delivery(6, *message(submitted(5)), ns=RECORDED_NS + DAY_NS),  # heads of the day, and what is due at 8 as well
+        to=state,
+    )
+    assert [leaf.kind for leaf in found] == [*["event"] * 3, "gap", "heads", "event", "heads", "event"]
+    assert made(delivery(7, *message(submitted(6))), to=state)[0].kind == "heads"
+    made(*(delivery(n, *message(submitted(n))) for n in (8, 9)), to=state)
+    assert [leaf.kind for leaf in leaves.reset(state, created=CREATED, after=0)] == ["heads", "reset"]
+    assert state.size == 14
+
+
+@given(st.dictionaries(st.from_regex(r"[0-9]{6}", fullmatch=True), st.tuples(st.integers(1, 99), st.integers(0, 999))))
+def test_the_head_of_each_district_is_proved_under_the_root(scopes: dict[str, tuple[int, int]]) -> None:
+    under = heads.root(scopes)
+    assert heads.path(scopes, "none") is None
+    for district, (n, last) in scopes.items():
+        found = heads.path(scopes, district)
+        assert found is not None
+        assert (found.n, found.last, found.size) == (n, last, len(scopes))
+        assert heads.read(heads.shown(found)) == found
+        heads.verify(found, under)
+        for wrong in (found._replace(n=n + 1), found._replace(last=last + 1), found._replace(district="x")):
+            with pytest.raises(tree.ProofError):
+                heads.verify(wrong, under)
 
 
 def test_the_ledger_goes_on_behind_its_tail_as_if_it_had_never_stopped() -> None:
@@ -214,13 +282,17 @@ def streams(draw: st.DrawFn) -> list[Delivery]:
     sequence, found = 0, []
     for choice in draw(st.lists(st.sampled_from(pool), max_size=60)):
         sequence += draw(st.sampled_from([1, 1, 1, 1, 3]))
-        found.append(delivery(sequence, *choice, ns=RECORDED_NS + draw(st.integers(0, 50))))
+        days = draw(st.sampled_from([0, 0, 0, 1, 2]))
+        found.append(delivery(sequence, *choice, ns=RECORDED_NS + days * DAY_NS + draw(st.integers(0, 50))))
     return found
 
 
 @given(stream=streams(), cuts=st.sets(st.integers(1, 60), max_size=8))
-@settings(max_examples=150, deadline=None)
-def test_how_messages_are_batched_does_not_change_the_leaves(stream: list[Delivery], cuts: set[int]) -> None:
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_how_messages_are_batched_does_not_change_the_leaves(
+    stream: list[Delivery], cuts: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaves, "HEADS_EVERY", 7)
     whole = made(*stream)
     state = prefix()
     parts: list[Leaf] = []
@@ -238,6 +310,6 @@ def test_how_messages_are_batched_does_not_change_the_leaves(stream: list[Delive
         parts += part
     assert [leaf.data for leaf in parts] == [leaf.data for leaf in whole]
     assert [leaf.index for leaf in whole] == list(range(len(whole)))
-    accounted = sum(leaf.kind != "gap" for leaf in whole)
+    accounted = sum(leaf.kind not in ("gap", "heads") for leaf in whole)
     covered = sum(told(leaf)["gap"]["to"] - told(leaf)["gap"]["from"] + 1 for leaf in whole if leaf.kind == "gap")  # type: ignore[index]
     assert accounted + covered == (stream[-1].sequence if stream else 0)

@@ -553,7 +553,7 @@ def check_ledger(history: History, say: Say) -> None:
             say("leaves not dense", f"{index} says that it is {leaf['index']}")
         if leaf["kind"] == "gap":
             accounted.update(range(leaf["gap"]["from"], leaf["gap"]["to"] + 1))
-        elif leaf["kind"] != "reset":
+        elif leaf["kind"] not in ("reset", "heads"):
             accounted[leaf["src"]["seq"]] += 1
     last = history.records[-1].sequence if history.records else 0
     for sequence in range(1, last + 1):

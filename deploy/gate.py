@@ -67,35 +67,29 @@ class Gate:
         self._doorkeeper = doorkeeper
         self._keys = keys
         self._offices = offices
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting = asyncio.Semaphore(WAITING_MAX)
 
     async def take(self, request: Request) -> None:
         """
         One question: always answered, with a user or with a refusal.
 
-        At once, where the keys that are known decide; a token by a key that its issuer may have made since waits for that issuer,
-        and nobody waits for it.
+        At once, where the keys that are known decide; a token by a key that its issuer may have made since waits for that issuer.
         """
         begun = time.perf_counter()
         asked = claims.read(request.data.decode())["nats"]
         try:
             said = self._said(asked)
         except UnknownKeyError as why:
-            if len(self._waiting) < WAITING_MAX:
-                task = asyncio.create_task(self._after(why.source, request, asked, begun))
-                self._waiting.add(task)
-                task.add_done_callback(self._waiting.discard)
-                return
-            said = _refused(why)
+            said = _refused(why) if self._waiting.locked() else await self._again(why.source, asked)
         await self._answer(request, asked, said, begun)
 
-    async def _after(self, source: Source, request: Request, asked: Claims, begun: float) -> None:
-        await source.refresh()
+    async def _again(self, source: Source, asked: Claims) -> Mapping[str, Any]:
+        async with self._waiting:
+            await source.refresh()
         try:
-            said = self._said(asked)
+            return self._said(asked)
         except UnknownKeyError as why:
-            said = _refused(why)
-        await self._answer(request, asked, said, begun)
+            return _refused(why)
 
     def _said(self, asked: Claims) -> Mapping[str, Any]:
         """A user or a refusal, by the keys that are known now. Raises UnknownKeyError."""
@@ -173,7 +167,7 @@ async def run(settings: ServiceSettings) -> None:
     app = web.create_app("派单门房 / Paidan gate", ready=ready, doorkeeper=doorkeeper)
     watching = asyncio.create_task(stop_when_closed())
     try:
-        await bus.serve(ASKS, gate.take, alone=True)
+        await bus.serve(ASKS, gate.take, alone=True, apart=True)
         await serving.serve(app, settings, until=until)
     finally:
         lost = bus.closed.is_set()

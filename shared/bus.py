@@ -14,7 +14,7 @@ import json
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -248,23 +248,38 @@ class Bus:
         return answer
 
     async def serve(
-        self, subject: str, take: Callable[[Request], Awaitable[None]], *, alone: bool = False
+        self,
+        subject: str,
+        take: Callable[[Request], Coroutine[Any, Any, None]],
+        *,
+        alone: bool = False,
+        apart: bool = False,
     ) -> Subscription:
         """
-        Take requests on a subject. Every instance takes every request; with `alone` the instances share them out.
+        Take requests on a subject. What `take` raises is dropped with the request: the asker tries again.
 
-        What `take` raises is dropped with the request: the asker tries again.
+        Args:
+            alone: the instances share the requests out; otherwise every instance takes every request.
+            apart: each is taken in a task of its own, so that one that waits holds up no other. How many at a time is for
+                `take` to bound.
         """
+        under_way: set[asyncio.Task[None]] = set()
 
         async def on_message(message: Msg) -> None:
             async def answer(data: bytes) -> None:
                 with suppress(*DOWN):  # the asker asks again
                     await message.respond(data)
 
-            await take(Request(message.subject, message.data, message.headers or {}, answer))
+            taken = take(Request(message.subject, message.data, message.headers or {}, answer))
+            if not apart:
+                await taken
+                return
+            task = asyncio.create_task(taken)
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
 
         queue = subject.replace("*", "_").replace(">", "_") if alone else ""
-        return Subscription(await self._nc.subscribe(subject, queue=queue, cb=on_message))
+        return Subscription(await self._nc.subscribe(subject, queue=queue, cb=on_message), under_way)
 
     # --- committing -----------------------------------------------------------------------------------------------
 
@@ -466,13 +481,15 @@ class Bus:
 class Subscription:
     """A subject being served; `end` stops it."""
 
-    def __init__(self, subscription: Any) -> None:
+    def __init__(self, subscription: Any, under_way: Set[asyncio.Task[None]]) -> None:
         self._subscription = subscription
+        self._under_way = under_way
 
     async def end(self) -> None:
-        """Take nothing more."""
+        """Take nothing more, and wait for those that are taken `apart`."""
         with suppress(*DOWN):
             await self._subscription.unsubscribe()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
 
 class Reader:

@@ -55,31 +55,22 @@ class CatchingUp:
         self._bus = bus
         self._desks = desks
         self._tail = tail
-        self._answering: set[asyncio.Task[None]] = set()
         self._busy: Counter[str] = Counter()
         self._pace = Pace(doorkeeper, APART_S, HELD_MOST_S, desks.limited)
 
     async def run(self, until: asyncio.Event) -> None:
         """Answer until told to stop, and finish what is under way."""
         subscriptions = [
-            await self._bus.serve(f"qry.{district}.desk.*", self._take, alone=True)
+            await self._bus.serve(f"qry.{district}.desk.*", self._take, alone=True, apart=True)
             for district in sorted(self._desks.named or ("*",))
         ]
         try:
             await until.wait()
         finally:
-            for subscription in subscriptions:
-                await subscription.end()
-            await asyncio.gather(*self._answering, return_exceptions=True)
+            await asyncio.gather(*(subscription.end() for subscription in subscriptions))
 
     async def _take(self, request: Request) -> None:
-        """Start on a question; the next one does not wait for it."""
         _, district, _, what = request.subject.split(".")
-        task = asyncio.create_task(self._answer(district, what, request))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, district: str, what: str, request: Request) -> None:
         try:
             answer = await self._page(district, what, request.data)
         except LetGoError:

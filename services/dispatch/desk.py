@@ -19,7 +19,7 @@ from services.dispatch.model import Desk
 from services.dispatch.pacing import NOBODY, LetGoError, Pace
 from services.dispatch.showing import Event
 from shared.auth import EVERYWHERE, Doorkeeper
-from shared.bus import Bus, Request, Subscription
+from shared.bus import Bus, Request
 from shared.envelope import decode
 from shared.errors import FencedError, MalformedError, RefusedError, UnavailableError
 from shared.facts import DistrictSet, InputRefused, TurnCommitted
@@ -87,8 +87,6 @@ class Desks:
         self._until = until
         self._turns = turns
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._answering: set[asyncio.Task[None]] = set()
-        self._subscription: Subscription | None = None
         self._pace = Pace(doorkeeper, APART_S, HELD_MOST_S, self.limited)
         self.desks: dict[str, Turns[Desk]] = {}
         self.sharing = Sharing()
@@ -154,7 +152,7 @@ class Desks:
 
     async def run(self) -> None:
         """Open desks as the register names them, take commands; ends when told to, after every desk has."""
-        self._subscription = await self._bus.serve("cmd.*.desk.*", self._take)
+        taking = await self._bus.serve("cmd.*.desk.*", self._take, apart=True)
         for district in sorted(self.named or ()):
             self._open(district)
         reader = self._bus.reader((REGISTER,), after=0)
@@ -177,10 +175,8 @@ class Desks:
                     self.sharing.loaded = True
         finally:
             await reader.close()
-            if self._subscription:
-                await self._subscription.end()
+            await taking.end()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-            await asyncio.gather(*self._answering, return_exceptions=True)
 
     def _open(self, district: str) -> None:
         if district not in self.desks:
@@ -188,16 +184,11 @@ class Desks:
             self._tasks[district] = asyncio.create_task(self.desks[district].run(self._until))
 
     async def _take(self, request: Request) -> None:
-        """Start on a command; the next one does not wait for its commit."""
+        """A command; the next one does not wait for its commit."""
         _, district, _, verb = request.subject.split(".")
         turns = self.desks.get(district)
         if turns is None or not turns.leading:
             return
-        task = asyncio.create_task(self._answer(turns, district, verb, request))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, turns: Turns[Desk], district: str, verb: str, request: Request) -> None:
         try:
             command = await self._command(district, verb, request)
             if isinstance(command.what, commands.Erase) and not turns.state.answered(

@@ -136,7 +136,7 @@ class Disclosures:
         self._keeper = keeper
         self._naming = naming
         self._at = at
-        self._answering: set[asyncio.Task[None]] = set()
+        self._reaching = 0
 
     async def disclose(
         self, request_id: str, asked: Disclosing, *, caller: Caller, key: str, traceparent: str | None
@@ -203,16 +203,11 @@ class Disclosures:
         return {"contact": opened["contact"], "language": done.case.language}
 
     async def take(self, request: Request) -> None:
-        """Start on `qry.<district>.intake.reach`; the next one does not wait for its answer."""
-        if len(self._answering) >= REACHING_MAX:
+        """`{"request", "notice"}` answered as `reach` does, or `{"problem"}`; not at all once nobody waits for it."""
+        if self._reaching >= REACHING_MAX:
             await request.answer(orjson.dumps({"problem": problem(RefusedError("unavailable", retry_after=2))}))
             return
-        task = asyncio.create_task(self._answer(request))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, request: Request) -> None:
-        """`{"request", "notice"}` answered as `reach` does, or `{"problem"}`; not at all once nobody waits for it."""
+        self._reaching += 1
         try:
             async with asyncio.timeout(REACH_WITHIN_S):
                 answer = await self._reached(request)
@@ -222,6 +217,8 @@ class Disclosures:
         except Exception as why:  # whatever one question stumbles over; its text might hold what was sealed
             logger().error("reach_failed", why=type(why).__name__)
             return
+        finally:
+            self._reaching -= 1
         await request.answer(orjson.dumps(answer))
 
     async def _reached(self, request: Request) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Intake:
 
     async def listen(self, bus: Bus) -> None:
         """Take what is asked over the bus; the instances share it."""
-        await bus.serve(REACH, self.disclosures.take, alone=True)
+        await bus.serve(REACH, self.disclosures.take, alone=True, apart=True)
 
 
 def bring_up(bus: Bus, settings: Settings) -> Intake:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -20,7 +21,7 @@ from services.ledger.replay import Cursors
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store
 from shared.auth import Doorkeeper
-from shared.bus import STREAM, Bus, Request
+from shared.bus import STREAM, Bus
 from shared.errors import BusError, UnavailableError
 from shared.serving import serve, stop_on_signals
 from shared.streams import declared
@@ -42,19 +43,12 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     registry = Registry(bus)
     ledger = Ledger(settings.origin, bus, store, ingest, projector, registry, Cursors(settings.cursor_key()))
     stopping, settled = asyncio.Event(), asyncio.Event()
-    asked: set[asyncio.Task[None]] = set()
-
-    async def take(request: Request) -> None:
-        # In a task of its own: one that waits for its position must not hold up the others.
-        task = asyncio.create_task(api.answer_query(ledger, request))
-        asked.add(task)
-        task.add_done_callback(asked.discard)
 
     async def ready() -> Mapping[str, str]:
         return {"stopping": "draining"} if stopping.is_set() else await missing(ledger)
 
     app = api.create_app(ledger, ready=ready, doorkeeper=Doorkeeper.of(settings))
-    queries = await bus.serve(api.QUERY, take, alone=True)
+    queries = await bus.serve(api.QUERY, partial(api.answer_query, ledger), alone=True, apart=True)
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
     following = asyncio.create_task(registry.run(settled), name="register")
@@ -67,12 +61,10 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
         await asyncio.wait(told | work, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.set()
-        await queries.end()
+        ending = asyncio.create_task(queries.end())  # who waits for a position may still see it come
         await asyncio.wait({writing, serving})  # the batch at hand is finished, answers under way go out
         settled.set()
-        await asyncio.wait({folding, following, ruling}, timeout=10)
-        if asked:
-            await asyncio.wait(asked, timeout=api.WAIT_S + 1)
+        await asyncio.wait({folding, following, ruling, ending}, timeout=10)
         for task in told:
             task.cancel()
         await bus.drain()

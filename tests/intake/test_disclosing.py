@@ -312,7 +312,7 @@ async def test_a_question_that_the_ledger_keeps_waiting_holds_up_no_other_and_is
 
 
 async def _under_way(disclosures: disclosing.Disclosures, count: int) -> bool:
-    return len(disclosures._answering) == count
+    return disclosures._reaching == count
 
 
 def handed_over(request_id: str, *, grant: bool) -> TaskHandedOver:

@@ -330,6 +330,28 @@ async def test_a_question_reaches_every_instance_and_the_first_answer_counts(con
     assert nobody.value.code == 503
 
 
+async def test_one_that_waits_holds_up_no_other_where_they_are_taken_apart(connect: Connect, bus: Bus) -> None:
+    go_on = asyncio.Event()
+
+    async def take(request: Request) -> None:
+        if request.data == b"slow":
+            await go_on.wait()
+        await request.answer(request.data)
+
+    other = await connect("dispatch")
+    serving = await other.serve("cmd.*.desk.*", take, apart=True)
+    await other._nc.flush()
+    slow = asyncio.create_task(bus.request("cmd.420106.desk.x", b"slow"))
+    await asyncio.sleep(0.05)
+    assert await bus.request("cmd.420106.desk.x", b"quick") == b"quick"
+    ending = asyncio.create_task(serving.end())
+    await asyncio.sleep(0.05)
+    assert not ending.done()
+    go_on.set()
+    await ending
+    assert await slow == b"slow"
+
+
 async def test_a_question_that_nobody_answers_ends_at_its_deadline(connect: Connect, bus: Bus) -> None:
     async def silent(request: Request) -> None:
         pass

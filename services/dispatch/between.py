@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from immutables import Map
 
+from services.dispatch.words import not_found, over
 from shared.envelope import Envelope
 from shared.facts import (
     BY_SUBJECT,
@@ -94,6 +95,20 @@ class Matter:
     def until(self) -> datetime | None:
         """When it ends by itself: that is for whoever asked to say."""
         return self.fact.until if self.ours and self.stage in ("open", "ruled") else None
+
+
+def standing(desk: Desk, kind: type[Question], id: str, *, ours: bool | None = None) -> Matter:
+    """
+    The question of a kind that stands open; `ours`: as the office that asked, or that was asked.
+
+    Raises:
+        RefusedError: `over` where it ended a short while ago, `not_found`.
+    """
+    matter = desk.matters.get(id)
+    if matter and isinstance(matter.fact, kind) and ours in (None, matter.ours):
+        return matter
+    entity = kind.name.partition(".")[0]
+    raise over(entity, id) if desk.ended(id) else not_found(entity, id)
 
 
 def dump(matters: Map[str, Matter]) -> list[list[Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from services.dispatch.between import Matter
+from services.dispatch.between import Matter, standing
 from services.dispatch.commands import Rule
 from services.dispatch.drafting import Draft
 from services.dispatch.ending import freed, move
 from services.dispatch.model import Task
 from services.dispatch.offering import take_up
 from services.dispatch.states import UNDONE
-from services.dispatch.words import not_found, over
+from services.dispatch.words import over
 from shared.clocks import due
 from shared.envelope import Envelope
 from shared.errors import RefusedError
@@ -59,14 +59,9 @@ def lead(draft: Draft, task: Task) -> str:
 def rule(draft: Draft, command: Rule) -> None:
     """The lead's ruling; where the lead is the giver, it acts on it at once."""
     desk = draft.desk
-    matter = desk.matters.get(command.conferral)
-    if matter is None or not isinstance(matter.fact, ConferralOpened):
-        raise (
-            over("conferral", command.conferral)
-            if desk.ended(command.conferral)
-            else not_found("conferral", command.conferral)
-        )
+    matter = standing(desk, ConferralOpened, command.conferral)
     question = matter.fact
+    assert isinstance(question, ConferralOpened)
     if question.lead != desk.district:
         raise RefusedError("not_lead", lead=question.lead)
     if matter.stage == "ruled":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from services.dispatch.between import Matter
+from services.dispatch.between import Matter, standing
 from services.dispatch.commands import HandOver, Refuse, Sign, TakeBack
 from services.dispatch.conferring import confer
 from services.dispatch.drafting import Draft
@@ -17,7 +17,7 @@ from services.dispatch.ending import freed, move
 from services.dispatch.model import Desk, Task
 from services.dispatch.offering import find, take_up
 from services.dispatch.states import UNDONE
-from services.dispatch.words import not_found, over, wrong_state
+from services.dispatch.words import over, wrong_state
 from shared.clocks import ALWAYS, due
 from shared.envelope import Envelope
 from shared.errors import RefusedError
@@ -98,7 +98,7 @@ def offer_to(
 
 def take_back(draft: Draft, command: TakeBack) -> None:
     """The giver thinks better of it, as long as it has seen no signature."""
-    matter = _handover(draft.desk, command.handover, ours=True)
+    matter = standing(draft.desk, HandoverOffered, command.handover, ours=True)
     _lapse(draft, matter, "taken_back")
 
 
@@ -166,7 +166,7 @@ def receive(draft: Draft, envelope: Envelope, fact: HandoverOffered) -> None:
 
 def sign(draft: Draft, command: Sign) -> None:
     """签收. A second signature changes nothing; the giver decides whether it came in time."""
-    matter = _handover(draft.desk, command.handover, ours=False)
+    matter = standing(draft.desk, HandoverOffered, command.handover, ours=False)
     if matter.stage == "signed":
         return
     if draft.now >= matter.fact.until:
@@ -176,7 +176,7 @@ def sign(draft: Draft, command: Sign) -> None:
 
 def refuse(draft: Draft, command: Refuse) -> None:
     """退单, with reason and basis; what was signed for is no longer refused."""
-    matter = _handover(draft.desk, command.handover, ours=False)
+    matter = standing(draft.desk, HandoverOffered, command.handover, ours=False)
     if matter.stage == "signed":
         raise RefusedError("already_signed", id=matter.id)
     draft.on(
@@ -206,11 +206,3 @@ def settle(draft: Draft, matter: Matter, reason: str) -> None:
             {"handover_id": matter.id, "task_id": matter.fact.task_id, "giver": matter.asker, "reason": reason}
         ),
     )
-
-
-def _handover(desk: Desk, id: str, *, ours: bool) -> Matter:
-    """The hand-over that stands open. Raises RefusedError `not_found`, `over`."""
-    matter = desk.matters.get(id)
-    if matter and matter.ours == ours and isinstance(matter.fact, HandoverOffered):
-        return matter
-    raise over("handover", id) if desk.ended(id) else not_found("handover", id)

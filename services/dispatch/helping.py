@@ -9,15 +9,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from services.dispatch.between import Matter
+from services.dispatch.between import Matter, standing
 from services.dispatch.commands import AskHelp, Lend, RateHelp, RefuseHelp, TakeBackHelp
 from services.dispatch.drafting import Draft
 from services.dispatch.handing_over import another, sign_by
 from services.dispatch.matching import Match, best_of
-from services.dispatch.model import Desk, Task
+from services.dispatch.model import Task
 from services.dispatch.offering import find, take_up
 from services.dispatch.states import UNDONE
-from services.dispatch.words import not_found, over, wrong_state
+from services.dispatch.words import over, wrong_state
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import (
@@ -86,7 +86,7 @@ def unanswered(draft: Draft, matter: Matter) -> None:
 
 def take_back(draft: Draft, command: TakeBackHelp) -> None:
     """The office that asked thinks better of it; once it has heard of somebody, they are released when the task is done."""
-    matter = _help(draft.desk, command.help, ours=True)
+    matter = standing(draft.desk, HelpAsked, command.help, ours=True)
     if matter.stage != "open":
         raise RefusedError("already_signed", id=matter.id)
     _lapse(draft, matter, "taken_back")
@@ -99,7 +99,7 @@ def _lapse(draft: Draft, matter: Matter, reason: Literal["taken_back", "unanswer
 
 def rate(draft: Draft, command: RateHelp) -> None:
     """Say how the help was, once."""
-    matter = _help(draft.desk, command.help, ours=True)
+    matter = standing(draft.desk, HelpAsked, command.help, ours=True)
     if matter.stage != "released":
         raise RefusedError("not_released", id=matter.id)
     draft.on(matter, HelpRated(help_id=matter.id, to=_question(matter).to, grade=command.grade))
@@ -117,7 +117,7 @@ def receive(draft: Draft, envelope: Envelope, fact: HelpAsked) -> None:
 
 def lend(draft: Draft, command: Lend) -> None:
     """报到: seat the member named, or whoever of this office has the lowest workload and may."""
-    matter = _help(draft.desk, command.help, ours=False)
+    matter = standing(draft.desk, HelpAsked, command.help, ours=False)
     if matter.stage == "seated":
         return
     question, desk = _question(matter), draft.desk
@@ -158,7 +158,7 @@ def lend(draft: Draft, command: Lend) -> None:
 
 def refuse(draft: Draft, command: RefuseHelp) -> None:
     """Nobody is lent; who has been seated is not taken away again."""
-    matter = _help(draft.desk, command.help, ours=False)
+    matter = standing(draft.desk, HelpAsked, command.help, ours=False)
     if matter.stage == "seated":
         raise RefusedError("already_signed", id=matter.id)
     draft.on(
@@ -199,11 +199,3 @@ def _as_task(matter: Matter) -> Task:
 def _question(matter: Matter) -> HelpAsked:
     assert isinstance(matter.fact, HelpAsked)
     return matter.fact
-
-
-def _help(desk: Desk, id: str, *, ours: bool) -> Matter:
-    """The call for help that stands open. Raises RefusedError `not_found`, `over`."""
-    matter = desk.matters.get(id)
-    if matter and matter.ours == ours and isinstance(matter.fact, HelpAsked):
-        return matter
-    raise over("help", id) if desk.ended(id) else not_found("help", id)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from services.dispatch.between import Matter, Question, seen_by
+from services.dispatch.matching import Match
 from services.dispatch.model import Desk, Task, evolve
 from shared.envelope import Envelope
-from shared.facts import NOWHERE, Fact
+from shared.facts import NOWHERE, Fact, MatchExplained
 from shared.ids import derived_id
 
 
@@ -71,9 +72,19 @@ class Draft:
         self.facts += other.facts
         self.desk = other.desk
 
-    def match_id(self, of: str, wave: int) -> str:
-        """The id of this decision's explanation: another decision about the same wave has another one."""
-        return derived_id(self._seed, "match", of, wave)
+    def explain(self, found: Match, of: str, wave: int, *, task: str, case: str) -> str:
+        """One more fact: who was chosen, and why; its id, which is another one where another decision is about the same wave."""
+        explained = MatchExplained(
+            match_id=derived_id(self._seed, "match", of, wave),
+            task_id=task,
+            policy=self.desk.register.policy(self.desk.district).version,
+            considered=found.considered,
+            fell_out=found.fell_out,
+            best=found.best,
+            chosen=(found.chosen,) if found.chosen else (),
+        )
+        self.add(explained, case=case)
+        return explained.match_id
 
     def of(self, task: Task, fact: Fact, *, to: str | None = None) -> None:
         """One more fact about a task, for all who may see it now, and for one more office."""

@@ -13,7 +13,7 @@ from services.dispatch.between import Matter, standing
 from services.dispatch.commands import AskHelp, Lend, RateHelp, RefuseHelp, TakeBackHelp
 from services.dispatch.drafting import Draft
 from services.dispatch.handing_over import another, sign_by
-from services.dispatch.matching import Match, best_of
+from services.dispatch.matching import best_of, by_hand
 from services.dispatch.model import Task
 from services.dispatch.offering import find, take_up
 from services.dispatch.states import UNDONE
@@ -30,7 +30,6 @@ from shared.facts import (
     HelpReleased,
     HelpSeated,
     HelpSettled,
-    MatchExplained,
     instant,
 )
 from shared.ids import derived_id
@@ -129,21 +128,12 @@ def lend(draft: Draft, command: Lend) -> None:
             raise RefusedError("unknown_member", member=command.member)
         if member.load + question.effort > member.capacity:
             raise RefusedError("over_capacity", member=member.id)
-        found = Match(member.id, 1, {}, ())
+        found = by_hand(member)
     else:
         found = best_of(desk, desk.members.values(), _as_task(matter), draft.now)
     if found.chosen is None:
         raise RefusedError("nobody_free", id=matter.id)
-    explained = MatchExplained(
-        match_id=draft.match_id(matter.id, 1),
-        task_id=question.task_id,
-        policy=desk.register.policy(desk.district).version,
-        considered=found.considered,
-        fell_out=found.fell_out,
-        best=found.best,
-        chosen=(found.chosen,),
-    )
-    draft.add(explained, case=question.request_id)
+    draft.explain(found, matter.id, 1, task=question.task_id, case=question.request_id)
     draft.on(
         matter,
         HelpSeated(

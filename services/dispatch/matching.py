@@ -67,6 +67,11 @@ def best_of(desk: Desk, members: Iterable[Member], task: Task, now: datetime) ->
     )
 
 
+def by_hand(member: Member) -> Match:
+    """Somebody named: nobody else was considered."""
+    return Match(member.id, 1, {}, ())
+
+
 def again_at(desk: Desk, task: Task, now: datetime) -> datetime | None:
     """When somebody who may not be asked only because of the hour may be asked; None where the hour keeps nobody back."""
     unfit = judge(desk, now)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import get_args
 
 from services.dispatch.commands import Offer
 from services.dispatch.drafting import Draft
-from services.dispatch.matching import able, again_at, judge, match, waiting
+from services.dispatch.matching import able, again_at, by_hand, judge, match, waiting
 from services.dispatch.model import Desk, Task, span
 from services.dispatch.states import End
 from services.dispatch.words import wrong_state
 from shared.errors import RefusedError
-from shared.facts import MatchExplained, TaskExpired, TaskOffered, TaskUnplaced, instant
+from shared.facts import TaskExpired, TaskOffered, TaskUnplaced, instant
 from shared.ids import derived_id
 
 
@@ -30,21 +31,13 @@ def offer(draft: Draft, task: Task) -> None:
     """Ask the best who may; where nobody is left, say so, once: for a task that is unplaced already, only the explanation is new."""
     policy = draft.desk.register.policy(draft.desk.district)
     found = match(draft.desk, task, draft.now)
-    asked = found.chosen if task.wave - task.spent < policy.waves else None
-    explained = MatchExplained(
-        match_id=draft.match_id(task.id, task.wave + 1),
-        task_id=task.id,
-        policy=policy.version,
-        considered=found.considered,
-        fell_out=found.fell_out,
-        best=found.best,
-        chosen=(asked,) if asked else (),
-    )
-    draft.add(explained, case=task.request)
-    if asked is None and task.status != "unplaced":
-        draft.of(task, TaskUnplaced(task_id=task.id, match_id=explained.match_id, item=task.item, urgency=task.urgency))
-    elif asked is not None:
-        ask(draft, task, asked, explained.match_id)
+    if task.wave - task.spent >= policy.waves:
+        found = replace(found, chosen=None)
+    match_id = draft.explain(found, task.id, task.wave + 1, task=task.id, case=task.request)
+    if found.chosen is None and task.status != "unplaced":
+        draft.of(task, TaskUnplaced(task_id=task.id, match_id=match_id, item=task.item, urgency=task.urgency))
+    elif found.chosen is not None:
+        ask(draft, task, found.chosen, match_id)
 
 
 def take_up(draft: Draft, members: Iterable[str], *, most: int = 1) -> None:
@@ -103,14 +96,5 @@ def offer_by_hand(draft: Draft, command: Offer) -> None:
         raise RefusedError("over_capacity", member=command.member)
     if task.offered:
         draft.of(task, TaskExpired(task_id=task.id, wave=task.wave, members=task.offered))
-    explained = MatchExplained(
-        match_id=draft.match_id(task.id, task.wave + 1),
-        task_id=task.id,
-        policy=draft.desk.register.policy(draft.desk.district).version,
-        considered=1,
-        fell_out={},
-        best=(),
-        chosen=(command.member,),
-    )
-    draft.add(explained, case=task.request)
-    ask(draft, draft.desk.tasks[task.id], command.member, explained.match_id)
+    match_id = draft.explain(by_hand(member), task.id, task.wave + 1, task=task.id, case=task.request)
+    ask(draft, draft.desk.tasks[task.id], command.member, match_id)

@@ -41,6 +41,8 @@ class Calendar:
 
 ALWAYS = Calendar(ZoneInfo("UTC"), ((0, 1440),), frozenset(range(1, 8)), frozenset(), frozenset())
 """Day and night: for emergencies, and where no calendar is known."""
+DANGER = 3
+"""From this urgency on clocks run day and night, whatever the office's hours."""
 
 
 def due(start: datetime, limit: Limit, calendar: Calendar) -> datetime:

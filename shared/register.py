@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from immutables import Map
 
-from shared.clocks import ALWAYS, Calendar
+from shared.clocks import ALWAYS, DANGER, Calendar
 from shared.facts import (
     BY_SUBJECT,
     AgreementSet,
@@ -122,9 +122,9 @@ class Register:
         """The policy of a district; a careful default where none is set."""
         return self.policies.get(district, DEFAULT_POLICY)
 
-    def calendar(self, district: str) -> Calendar:
-        """The calendar a district's policy names."""
-        return self._calendars.get(self.policy(district).calendar, ALWAYS)
+    def calendar(self, district: str, urgency: int = 0) -> Calendar:
+        """The calendar that clocks follow: the one a district's policy names, or day and night where there is danger."""
+        return ALWAYS if urgency >= DANGER else self._calendars.get(self.policy(district).calendar, ALWAYS)
 
     def zone(self, district: str) -> ZoneInfo:
         """The local time of a district."""

@@ -18,7 +18,7 @@ from services.dispatch.model import Desk, Task
 from services.dispatch.offering import find, take_up
 from services.dispatch.states import UNDONE
 from services.dispatch.words import over, wrong_state
-from shared.clocks import ALWAYS, due
+from shared.clocks import due
 from shared.envelope import Envelope
 from shared.errors import RefusedError
 from shared.facts import (
@@ -35,8 +35,6 @@ from shared.facts import (
 )
 from shared.ids import derived_id
 
-DANGER = 3
-"""From this urgency on clocks run day and night, whatever the office's hours."""
 SIGN = Limit(amount=4, unit="working_hours")
 """For an item that the register does not know (any more)."""
 
@@ -44,8 +42,7 @@ SIGN = Limit(amount=4, unit="working_hours")
 def sign_by(desk: Desk, item: str, urgency: int, now: datetime) -> datetime:
     """By when another office has to answer: the item's limit for signing, on the asking office's calendar."""
     line = desk.register.items.get(item)
-    calendar = ALWAYS if urgency >= DANGER else desk.register.calendar(desk.district)
-    return instant(due(now, line.limits.sign if line else SIGN, calendar))
+    return instant(due(now, line.limits.sign if line else SIGN, desk.register.calendar(desk.district, urgency)))
 
 
 def another(desk: Desk, to: str) -> str:

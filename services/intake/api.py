@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from services.intake.cases import Cases, told
-from services.intake.decide import calendar_for, rate, reopen, withdraw
+from services.intake.decide import rate, reopen, withdraw
 from services.intake.disclosing import WHYS, Disclosing, Disclosures
 from services.intake.door import Door
 from services.intake.erasing import Person
@@ -223,7 +223,7 @@ def create_app(
                     case,
                     asked.reason,
                     register.items.get(case.item),
-                    calendar_for(register, case.district, case.urgency),
+                    register.calendar(case.district, case.urgency),
                     now,
                 ),
                 asked,

@@ -7,7 +7,7 @@ from datetime import datetime
 from services.intake.classifying import Classified
 from services.intake.model import Case, Rating, Submission
 from services.intake.places import Place
-from shared.clocks import ALWAYS, Calendar, dues
+from shared.clocks import Calendar, dues
 from shared.errors import RefusedError
 from shared.facts import (
     ItemSet,
@@ -19,8 +19,6 @@ from shared.facts import (
 )
 from shared.register import Register
 
-DANGER = 3
-"""From this urgency on clocks run day and night, whatever the office's hours."""
 STATES: dict[str, tuple[str, str]] = {
     "submitted": ("已提交", "received"),
     "opened": ("已受理", "taken in"),
@@ -35,11 +33,6 @@ STATES: dict[str, tuple[str, str]] = {
 }
 """What a resident is told, in Chinese and English."""
 OVER = frozenset({"done", "closed", "withdrawn"})
-
-
-def calendar_for(register: Register, district: str, urgency: int) -> Calendar:
-    """The calendar that a request's clocks follow."""
-    return ALWAYS if urgency >= DANGER else register.calendar(district)
 
 
 def submit(
@@ -72,7 +65,7 @@ def submit(
         located_in=place.area.located_in,
         point=place.point,
         reported_at=asked.reported_at,
-        due=dues(now, item.limits, calendar_for(register, place.area.served_by, classified.urgency)),
+        due=dues(now, item.limits, register.calendar(place.area.served_by, classified.urgency)),
         same_as=same_as,
         language=asked.language,
         sealed=sealed,

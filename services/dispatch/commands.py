@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.dispatch.words import OUTCOMES, REASONS, UNWILLING, listed, published
+from services.dispatch.words import OUTCOMES, REASONS, UNWILLING
 from shared.auth import Caller
+from shared.codes import OneOf
 from shared.errors import RefusedError
 from shared.facts import Basis, Code, District, Grade, HandoverReason, Id, MemberEnrolled, MemberId
 from shared.problems import invalid
 
-Reason = Annotated[Code, AfterValidator(listed(REASONS, "reason")), Field(json_schema_extra=published(REASONS))]
+Reason = Annotated[Code, OneOf(REASONS, "reason")]
 """One of `REASONS`. Raises RefusedError `not_listed`."""
-Outcome = Annotated[Code, AfterValidator(listed(OUTCOMES, "outcome")), Field(json_schema_extra=published(OUTCOMES))]
+Outcome = Annotated[Code, OneOf(OUTCOMES, "outcome")]
 """One of `OUTCOMES`. Raises RefusedError `not_listed`."""
-Unwilling = Annotated[Code, AfterValidator(listed(UNWILLING, "reason")), Field(json_schema_extra=published(UNWILLING))]
+Unwilling = Annotated[Code, OneOf(UNWILLING, "reason")]
 """One of `UNWILLING`. Raises RefusedError `not_listed`."""
 
 

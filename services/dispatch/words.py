@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from shared.errors import RefusedError
 from shared.facts import Name
 
@@ -78,24 +75,3 @@ def over(matter: str, id: str) -> RefusedError:
     """That it no longer stands open."""
     name = MATTERS[matter]
     return RefusedError("over", id=id, what=name.zh, what_en=name.en)
-
-
-def listed(codes: Mapping[str, Name], field: str) -> Callable[[str], str]:
-    """A check that a code is one of these. The refusal lists them."""
-
-    def check(code: str) -> str:
-        if code not in codes:
-            zh = "、".join(f"{code}({name.zh})" for code, name in codes.items())
-            en = ", ".join(f"{code} ({name.en})" for code, name in codes.items())
-            raise RefusedError("not_listed", field=field, accepted=zh, accepted_en=en)
-        return code
-
-    return check
-
-
-def published(codes: Mapping[str, Name]) -> dict[str, Any]:
-    """The codes as JSON Schema tells programs and people."""
-    return {
-        "enum": list(codes),
-        "description": " · ".join(f"`{code}` {name.zh} / {name.en}" for code, name in codes.items()),
-    }

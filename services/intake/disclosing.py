@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from services.intake.cases import Cases, Done
 from services.intake.keeping import KeyKeeper
 from services.intake.metrics import DISCLOSED
-from services.intake.model import Asked, Case, among, listed
+from services.intake.model import Asked, Case
 from services.intake.naming import Naming
 from services.intake.sealing import UnreadableError
 from shared.auth import Caller
 from shared.bus import Request, Stored
+from shared.codes import OneOf
 from shared.envelope import decode
 from shared.errors import MalformedError, RefusedError, UnavailableError
 from shared.facts import Name, RequestDisclosed, RequestSubmitted, Sealed
@@ -59,7 +60,7 @@ AFTERWARDS = frozenset({"review", "appeal"})
 class Disclosing(Asked):
     """What somebody wants to see, and why."""
 
-    why: Annotated[str, AfterValidator(among(WHYS, "why")), listed(WHYS)]
+    why: Annotated[str, OneOf(WHYS, "why")]
     parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=len(PARTS))]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from services.intake.coordinates import Crs
-from shared.errors import RefusedError
+from shared.codes import OneOf
 from shared.facts import AreaCode, Channel, Due, Grade, ItemCode, Language, Name
 
 TEXT_MAX = 2000
@@ -128,38 +127,16 @@ REOPENING: dict[str, Name] = {
 """Why a request may be reopened, by code."""
 
 
-def among(reasons: dict[str, Name], field: str = "reason") -> Callable[[str], str]:
-    """A validator that lets only these codes pass, and names them. It raises RefusedError `not_listed`."""
-
-    def known(reason: str) -> str:
-        if reason not in reasons:
-            raise RefusedError(
-                "not_listed",
-                field=field,
-                accepted="、".join(f"{code}({name.zh})" for code, name in reasons.items()),
-                accepted_en=", ".join(f"{code} ({name.en})" for code, name in reasons.items()),
-            )
-        return reason
-
-    return known
-
-
-def listed(reasons: dict[str, Name]) -> Any:
-    """How the OpenAPI document lists them."""
-    labels = " · ".join(f"`{code}` {name.zh} / {name.en}" for code, name in reasons.items())
-    return Field(description=labels, json_schema_extra={"enum": list(reasons)})
-
-
 class Withdrawing(Asked):
     """Why a request is withdrawn. Raises RefusedError `not_listed`, with those there are."""
 
-    reason: Annotated[str, AfterValidator(among(WITHDRAWING)), listed(WITHDRAWING)] = "other"
+    reason: Annotated[str, OneOf(WITHDRAWING, "reason")] = "other"
 
 
 class Reopening(Asked):
     """Why a request is reopened. Raises RefusedError `not_listed`, with those there are."""
 
-    reason: Annotated[str, AfterValidator(among(REOPENING)), listed(REOPENING)] = "other"
+    reason: Annotated[str, OneOf(REOPENING, "reason")] = "other"
 
 
 class Rating(Asked):

@@ -68,6 +68,11 @@ class Delivery(NamedTuple):
     subject: str
     data: bytes
 
+    @property
+    def recorded(self) -> datetime:
+        """When the stream took it, to the microsecond."""
+        return datetime.fromtimestamp(self.recorded_ns / 1e9, UTC)
+
 
 class Stored(NamedTuple):
     """The last message on a subject. `batch` is the atomic batch that brought it, if one did."""

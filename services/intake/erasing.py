@@ -334,8 +334,8 @@ class Erasing:
     async def _sealed(self, district: str, kid: str) -> dict[str, str]:
         found: dict[str, str] = {}
         async for message in self._walk(SEALED, f"sealed.{district}.{kid}.>"):
-            sealed = datetime.fromtimestamp(message.recorded_ns // 1_000_000_000, UTC)
-            found.setdefault(message.subject.rpartition(".")[2], sealed.isoformat().replace("+00:00", "Z"))
+            sealed = message.recorded.isoformat(timespec="seconds").replace("+00:00", "Z")
+            found.setdefault(message.subject.rpartition(".")[2], sealed)
         return found
 
     async def _walk(self, stream: str, subjects: str) -> AsyncIterator[Delivery]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from random import uniform
 from typing import Protocol
 from zoneinfo import ZoneInfo
@@ -146,7 +146,7 @@ class Retention:
         register = self.register()
         ends = youngest(register, self.clock())
         after = 0
-        while (message := await self.bus.next(CIPHERTEXTS, after=after, stream=SEALED)) and _recorded(message) <= ends:
+        while (message := await self.bus.next(CIPHERTEXTS, after=after, stream=SEALED)) and message.recorded <= ends:
             after = message.sequence
             _, district, _, request_id = message.subject.split(".")
             try:
@@ -200,11 +200,7 @@ class Retention:
             await asyncio.sleep(1 / self.per_s)
 
     def _is_old(self, message: Delivery) -> bool:
-        return self.clock() - _recorded(message) > AFTER
-
-
-def _recorded(message: Delivery) -> datetime:
-    return datetime.fromtimestamp(message.recorded_ns / 1e9, UTC)
+        return self.clock() - message.recorded > AFTER
 
 
 def _frozen(case: Case, decided: Freeze | Erase | None) -> RequestFrozen:

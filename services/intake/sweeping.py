@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from random import uniform
 from typing import NamedTuple, Protocol
 
@@ -160,7 +160,7 @@ class Sweeper:
             while (message := await self.bus.next("sealed.>", after=self._after, stream=SEALED)) and self._is_old(
                 message
             ):
-                recorded = _recorded(message)
+                recorded = message.recorded
                 if facts.is_younger_than(recorded) or keys.is_younger_than(recorded):
                     untold += 1
                 elif held := sealing(message.subject):
@@ -186,7 +186,7 @@ class Sweeper:
         return swept
 
     def _is_old(self, message: Delivery) -> bool:
-        return self.clock() - _recorded(message) > AFTER
+        return self.clock() - message.recorded > AFTER
 
     async def _is_left(self, held: Sealing, message: Delivery) -> bool:
         claim: bytes | None = message.data
@@ -208,7 +208,3 @@ class Sweeper:
 
     async def _mark(self) -> None:
         await self.bus.replace(SEALED, MARK, orjson.dumps({"created": self._created, "sequence": self._after}))
-
-
-def _recorded(message: Delivery) -> datetime:
-    return datetime.fromtimestamp(message.recorded_ns / 1e9, UTC)

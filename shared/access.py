@@ -124,7 +124,7 @@ async def admitted(request: Request, token: str | None) -> Caller:
     """The holder of a token, at the pace that they and their address are let in. Raises RefusedError."""
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
     admission: Admission = request.app.state.admission
-    address = network(request.client.host) if request.client else ""
+    address = network(request.client)
     if token and doorkeeper.known(token) is None:
         admission.misses.look(address, monotonic())
     try:

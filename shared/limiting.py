@@ -131,9 +131,13 @@ class Limits:
             del held[whose]
 
 
-@lru_cache(4096)
-def network(host: str) -> str:
+def network(client: tuple[str, int] | None) -> str:
     """Whose requests are counted together: an IPv4 address, or an IPv6 network of which one subscriber has all."""
+    return _network(client[0]) if client else ""
+
+
+@lru_cache(4096)
+def _network(host: str) -> str:
     try:
         address = ip_address(host)
     except ValueError:

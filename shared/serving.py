@@ -87,7 +87,7 @@ def bounded(connections: Connections) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            address = network(self.client[0]) if self.client else ""
+            address = network(self.client)
             if connections.enter(address):
                 self._address = address
                 self._wait()

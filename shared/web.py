@@ -292,7 +292,7 @@ class Paced:
         if scope["type"] == "http" and scope["path"] not in HEALTH:
             admission: Admission = self.state.admission
             try:
-                admission.addresses.take(network(scope["client"][0]) if scope.get("client") else "", monotonic())
+                admission.addresses.take(network(scope.get("client")), monotonic())
             except RefusedError as why:
                 await answer(why)(scope, receive, send)
                 return

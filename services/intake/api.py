@@ -408,7 +408,7 @@ async def _refusals_counted() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _misses_limited(misses: Limits, request: Request) -> AsyncIterator[None]:
-    address = network(request.client.host if request.client else "")
+    address = network(request.client)
     misses.look(address, monotonic())
     try:
         yield

@@ -161,7 +161,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
     async def ask(request: Request, code: Code) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
         try:
-            found = tried(_address(request), code)
+            found = tried(network(request.client), code)
         except RefusedError as why:
             return page(pages.refusal(why, language), problem(why)["status"])
         return page(pages.question(found, answering.wording, language, answering.clock()))
@@ -178,7 +178,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
     async def answer(request: Request, code: Code) -> HTMLResponse:
         language = pages.language_of(request.headers.get("accept-language", ""))
         try:
-            tried(_address(request), code)
+            tried(network(request.client), code)
             fields = _form(await request.body())
             verb = next((verb for verb in VERBS if verb == fields.get("verb")), None)
             if verb is None:
@@ -243,10 +243,6 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         if isinstance(hook, WeCom):
             return Response(hook.sealed(words, message.sender, now_s) if message.text else "", media_type=XML)
         return JSONResponse({"ok": not answered.code, "code": answered.code, "reply": words})
-
-
-def _address(request: Request) -> str:
-    return network(request.client.host) if request.client else ""
 
 
 def _form(body: bytes) -> Mapping[str, str]:

@@ -463,7 +463,7 @@ def _follow(file: Path, text: str) -> None:
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Write a file that only its owner reads, in place of what was there; a crash leaves the whole file or the old one."""
+    """Write a file that only its owner reads, in place of what was there: on the disk when this returns, and whole or not at all."""
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as out:
@@ -471,6 +471,9 @@ def write_secret(file: Path, text: str) -> None:
         out.flush()
         os.fsync(descriptor)
     fresh.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def _signing_key(file: Path) -> Ed25519PrivateKey:

@@ -1,6 +1,5 @@
 """People's data from the command line: found, opened and forgotten by intake's own routes; and what wraps the keys, changed."""
 
-import os
 import secrets
 import sys
 import time
@@ -14,6 +13,7 @@ from uuid import uuid4
 import orjson
 
 from deploy.errors import Said, SetupError
+from deploy.identities import write_secret
 from deploy.running import Running
 from services.intake.sealing import kek_id
 
@@ -124,9 +124,9 @@ def rotate(
         return {"dry_run": True, "seen": seen, "rewrapped": would, "dropped": False}
     stack.acted("keys_rotated", "district_kek", why, **({"district": district} if district else {}))
     if not old.exists():
-        _write(old, current.read_text())
+        write_secret(old, current.read_text())
     if current.read_text() == old.read_text():
-        _write(current, secrets.token_hex(32))
+        write_secret(current, secrets.token_hex(32))
     kek = current.read_text().strip()
     seen, rewrapped = _pass(stack, district, dry_run=False, say=say, kek=kek)
     if district is None:
@@ -163,17 +163,3 @@ def _pass(
             return seen, rewrapped
         after = page["after"]
         say(f"已查 {seen} 把，换 {rewrapped} 把 / {seen} seen, {rewrapped} rewrapped")
-
-
-def _write(file: Path, text: str) -> None:
-    """The whole text or none of it, for the owner only, on the disk when this returns."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(descriptor)
-    fresh.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)

@@ -866,6 +866,10 @@ class Name(Part):
     zh: Text
     en: Text
 
+    def said(self, language: Language) -> str:
+        """In one language."""
+        return self.zh if language == "zh-CN" else self.en
+
 
 class RegisterFact(Fact):
     """A change of the register; `register.applied` ends each applied document."""

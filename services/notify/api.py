@@ -239,7 +239,7 @@ def add_replies(app: FastAPI, answering: Answering) -> None:
         answered, language = await reply(channel, message)
         if answered.status >= 500:
             seen.forget(f"{channel} {signature}")
-        words = answered.said(language)
+        words = answered.words.said(language)
         if isinstance(hook, WeCom):
             return Response(hook.sealed(words, message.sender, now_s) if message.text else "", media_type=XML)
         return JSONResponse({"ok": not answered.code, "code": answered.code, "reply": words})

@@ -72,19 +72,19 @@ def question(found: Found, wording: Wording, language: Language, now: datetime) 
     over = task.closed or (reply.until is not None and reply.until <= now)
     buttons = []
     if reply.used:
-        said = _say(BUTTONS[reply.used], language)
+        said = BUTTONS[reply.used].said(language)
         lines.append(f"您已答复：{said}" if zh else f"You have answered: {said}")
     elif over:
-        lines.append(_say(words(problem(RefusedError("code_expired"))), language))
+        lines.append(words(problem(RefusedError("code_expired"))).said(language))
     else:
         if until:
             lines.append(f"请在 {until} 前答复" if zh else f"Please answer by {until}")
         buttons = [
             {
                 "verb": verb,
-                "words": _say(BUTTONS[verb], language),
+                "words": BUTTONS[verb].said(language),
                 "why": "原因" if zh else "Why",
-                "reasons": [(code, _say(name, language)) for code, name in WHY.items()] if verb == "decline" else [],
+                "reasons": [(code, name.said(language)) for code, name in WHY.items()] if verb == "decline" else [],
             }
             for verb in ANSWERS[reply.template]
         ]
@@ -96,13 +96,9 @@ def result(answer: Answer, language: Language) -> str:
     title = {"zh-CN": "收到" if not answer.code else "未能办理", "en": "Received" if not answer.code else "Not done"}[
         language
     ]
-    return _PAGE.render(language=language, title=title, lines=[answer.said(language)], buttons=[])
+    return _PAGE.render(language=language, title=title, lines=[answer.words.said(language)], buttons=[])
 
 
 def refusal(why: RefusedError, language: Language) -> str:
     """A page instead of a problem document: whoever opens a link is a person."""
-    return _PAGE.render(language=language, title="派单 Paidan", lines=[_say(words(problem(why)), language)], buttons=[])
-
-
-def _say(name: Name, language: Language) -> str:
-    return name.zh if language == "zh-CN" else name.en
+    return _PAGE.render(language=language, title="派单 Paidan", lines=[words(problem(why)).said(language)], buttons=[])

@@ -25,7 +25,7 @@ from services.notify.decide import answerable, reply_id
 from services.notify.model import Post, Reply, Verb
 from shared.auth import AUDIENCE, REPLIES
 from shared.errors import RefusedError, UnavailableError
-from shared.facts import Language, Name
+from shared.facts import Name
 from shared.keys import public_jwk
 from shared.problems import problem
 from shared.telemetry import logger
@@ -100,10 +100,6 @@ class Answer(NamedTuple):
     def of(cls, document: Mapping[str, Any]) -> Answer:
         """Of a problem document."""
         return cls(str(document.get("code", "internal")), words(document), int(document.get("status", 500)))
-
-    def said(self, language: Language) -> str:
-        """In one language."""
-        return self.words.zh if language == "zh-CN" else self.words.en
 
 
 class Bus(Protocol):

@@ -386,7 +386,7 @@ def plain_line(value: str) -> str:
 
 
 def _say(name: Name, language: Language) -> str:
-    return plain_line(name.zh if language == "zh-CN" else name.en)
+    return plain_line(name.said(language))
 
 
 def _item(post: Post, code: str) -> Name:

@@ -1,0 +1,232 @@
+"""
+The log's side of witnessing: whoever witnesses is given each new checkpoint with the proof that it continues theirs.
+
+Witnesses are asked (`POST <url>/add-checkpoint`, C2SP tlog-witness) or ask by themselves over the bus (`services.ledger.witness`). What
+the policy does not name is not kept. A witness that holds more than the log has signed is a sign that the log was rolled back:
+nothing is signed below what it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import httpx2
+import orjson
+from prometheus_client import Counter, Gauge
+
+from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.witness import Asked, origin_hash
+from shared.bus import Request
+from shared.envelope import canonical
+from shared.errors import RefusedError, UnavailableError
+from shared.problems import problem
+from shared.telemetry import logger
+
+QUERIES = "qry.*.witness.*"
+HOLD_S = 10.0
+"""How long a witness that asks over the bus is kept waiting for something new."""
+ASK_WITHIN_S = 5.0
+KEPT = 1000
+"""Checkpoints whose cosignatures are still taken."""
+COSIGNED = Gauge("paidan_ledger_cosigned_size", "Leaves of the last checkpoint that enough witnesses have cosigned")
+REFUSED = Counter(
+    "paidan_ledger_witness_refusals_total", "Checkpoints a witness refused to cosign", ["witness", "status"]
+)
+
+Prove = Callable[[int, int], Awaitable[list[bytes]]]
+"""The consistency proof between two sizes."""
+
+
+class Cosignatures(Protocol):
+    """What is needed of the store."""
+
+    async def put_cosignature(self, size: int, witness: str, line: str) -> None:
+        """Keep one, for good; one that is there already stays."""
+
+    async def cosignatures(self, size: int) -> list[str]:
+        """The lines under one checkpoint."""
+
+
+class Cosigning:
+    """
+    Keeps a log's witnesses up to date, and their cosignatures.
+
+    Attributes:
+        newest: the last checkpoint that the log has signed.
+        ahead: the last checkpoint of this log that a witness showed and the log no longer knows; None: all is well.
+        cosigned: the last checkpoint, with cosignatures, that satisfies the policy; the newest where it asks for none.
+    """
+
+    def __init__(
+        self, origin: str, keys: Sequence[Verifier], policy: Policy, store: Cosignatures, prove: Prove
+    ) -> None:
+        """With `keys`: the log's own."""
+        self.origin = origin
+        self._keys = keys
+        self.policy = policy
+        self._store = store
+        self._prove = prove
+        self._signed: OrderedDict[int, Note] = OrderedDict()
+        self._moved = asyncio.Condition()
+        self.newest: Note | None = None
+        self.cosigned: Note | None = None
+        self.ahead: Checkpoint | None = None
+
+    async def announce(self, note: Note) -> None:
+        """The log has signed this; with what cosignatures the store has of it, after a restart."""
+        size = Checkpoint.parse(note.body).size
+        kept = [Signature.parse(line) for line in await self._store.cosignatures(size)]
+        self._signed[size] = note = note.signed(kept)
+        while len(self._signed) > KEPT:
+            self._signed.popitem(last=False)
+        async with self._moved:
+            self.newest = note
+            self._moved.notify_all()
+        if self.ahead is not None and self.ahead.size <= size:
+            self.ahead = None
+        self._look(size)
+
+    async def next(self, old: int, within_s: float) -> Asked | None:
+        """
+        What a witness that holds `old` leaves has to be shown; None: nothing new in this time.
+
+        Where it holds more than was signed, it is shown the newest all the same: it refuses, and says so at home.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s), self._moved:
+                await self._moved.wait_for(lambda: self._size() not in (0, old))
+        note, size = self.newest, self._size()
+        if note is None or size == old:
+            return None
+        proof = await self._prove(old, size) if old < size else []
+        return Asked(old, tuple(proof), Note(note.body, note.signatures))
+
+    async def take(self, size: int, line: str) -> None:
+        """
+        Keep a cosignature.
+
+        Raises:
+            RefusedError: `invalid`: of a checkpoint that is not among the last, by nobody whom the policy names, or wrong.
+            UnavailableError: the store is away; the witness cosigns the next one.
+        """
+        note = self._signed.get(size)
+        try:
+            if note is None:
+                raise NoteError(f"no checkpoint of {size} leaves is among the last {KEPT}")
+            signature = Signature.parse(line)
+            if not Note(note.body, (signature,)).verified(self.policy.witnesses.values()):
+                raise NoteError(f"the policy names no witness {signature.name} with this key")
+        except NoteError as why:
+            raise RefusedError("invalid", field="line", why=str(why)) from None
+        await self._store.put_cosignature(size, signature.name, signature.line)
+        self._signed[size] = self._signed.get(size, note).signed([signature])
+        self._look(size)
+
+    def served(self) -> Note | None:
+        """What is shown to everybody: the last checkpoint that enough witnesses have seen, the newest until there is one."""
+        return self.cosigned or self.newest
+
+    def _look(self, size: int) -> None:
+        """Whether the policy is satisfied by what there is under this checkpoint."""
+        note = self._signed[size]
+        before = Checkpoint.parse(self.cosigned.body).size if self.cosigned else -1
+        if size < before:
+            return
+        with suppress(NoteError):
+            signed = note.verified(self.policy.witnesses.values())
+            if self.policy.satisfied([name for name, key in self.policy.witnesses.items() if key in signed]):
+                self.cosigned = note
+                COSIGNED.set(size)
+
+    def _size(self) -> int:
+        return Checkpoint.parse(self.newest.body).size if self.newest else 0
+
+    def holds(self, text: str) -> int:
+        """
+        What a witness says it holds, by the checkpoint itself: the log's signature under it is what makes it count.
+
+        Raises:
+            NoteError: it is none of this log's.
+        """
+        note = Note.parse(text)
+        held = Checkpoint.parse(note.body)
+        if held.origin != self.origin or not note.verified(self._keys):
+            raise NoteError("not a checkpoint that this log has signed")
+        if self.newest is not None and held.size > max(self._size(), self.ahead.size if self.ahead else 0):
+            logger().error("witness_ahead", log=self.origin, holds=held.size, signed=self._size())
+            self.ahead = held
+        return held.size
+
+    # --- over the bus -------------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> None:
+        """Answer `qry.<district>.witness.next` and `.cosigned`; with `{"problem"}` what is not understood or not theirs."""
+        try:
+            await request.answer(canonical(await self._answered(request)))
+        except RefusedError as why:
+            await request.answer(canonical({"problem": problem(why)}))
+        except UnavailableError as why:
+            logger().warning("witness_not_answered", why=str(why))
+            await request.answer(canonical({"problem": problem(RefusedError("unavailable", retry_after=2))}))
+
+    async def _answered(self, request: Request) -> dict[str, object]:
+        try:
+            asked = orjson.loads(request.data)
+            log = asked.get("log")
+        except (orjson.JSONDecodeError, AttributeError):
+            raise RefusedError("invalid_json") from None
+        if log != self.origin:
+            raise RefusedError("not_found", what=str(log)[:200])
+        if request.subject.endswith(".next"):
+            try:
+                old = self.holds(held) if (held := asked.get("held")) else 0
+            except (NoteError, AttributeError) as why:
+                raise RefusedError("invalid", field="held", why=str(why)) from None
+            found = await self.next(old, HOLD_S)
+            return {"add": found.body} if found else {}
+        size, line = asked.get("size"), asked.get("line")
+        if type(size) is not int or not isinstance(line, str):
+            raise RefusedError("invalid", field="line", why="须为签名行与大小", why_en="a signature's line, and a size")
+        await self.take(size, line)
+        return {}
+
+    # --- over HTTP ----------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Show every new checkpoint to the witnesses that have an address, each at its own pace, until told to stop."""
+        tasks = [asyncio.create_task(self._press(name, url.rstrip("/"))) for name, url in self.policy.urls.items()]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _press(self, name: str, url: str) -> None:
+        held, failures = 0, 0
+        async with httpx2.AsyncClient(timeout=ASK_WITHIN_S) as client:
+            while True:
+                try:
+                    asked = await self.next(held, 60)
+                    if asked is None:
+                        continue
+                    response = await client.post(f"{url}/add-checkpoint", content=asked.body)
+                    if response.status_code == 200:
+                        held = Checkpoint.parse(asked.note.body).size
+                        await self.take(held, response.text)
+                        failures = 0
+                        continue
+                    REFUSED.labels(name, str(response.status_code)).inc()
+                    said = response.text.strip()
+                    if response.status_code == 409 and said.isascii() and said.isdecimal() and int(said) != held:
+                        held = int(said)  # it knows better what it holds
+                        if held <= self._size():
+                            continue
+                        self.holds((await client.get(f"{url}/{origin_hash(self.origin)}/checkpoint")).text)
+                    raise NoteError(f"{response.status_code}: {said[:200]}")
+                except (httpx2.HTTPError, httpx2.InvalidURL, NoteError, RefusedError, UnavailableError) as why:
+                    failures += 1
+                    logger().warning("witness_not_reached", witness=name, why=str(why) or type(why).__name__)
+                    await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))

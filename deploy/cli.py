@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from deploy import witnessing
 from deploy.errors import Said, SetupError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ app.add_typer(contact_app, name="contact")
 app.add_typer(person_app, name="person")
 app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(witnessing.app, name="witness")
 
 Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]

@@ -326,7 +326,7 @@ RIGHTS: Mapping[str, Rights] = {
         ("notify.*.alive.>",),
         answers=True,
     ),
-    "ledger": _rights("ledger", (), ("qry.*.ledger.case",), answers=True),
+    "ledger": _rights("ledger", (), ("qry.*.ledger.case", "qry.*.witness.*"), answers=True),
 }
 
 
@@ -360,6 +360,7 @@ def accounts(identities: Identities, now: datetime) -> dict[str, str]:
             {"name": "live", "subject": "live.evt.*.>", "type": "stream", "token_req": True},
             {"name": "commands", "subject": "cmd.*.desk.>", "type": "service", "token_req": True},
             {"name": "queries", "subject": "qry.*.desk.>", "type": "service", "token_req": True},
+            {"name": "witnesses", "subject": "qry.*.witness.>", "type": "service", "token_req": True},
         ],
         "signing_keys": [_scope(identities, name, rights) for name, rights in RIGHTS.items()],
     }

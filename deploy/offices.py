@@ -84,6 +84,11 @@ class Office:
         """Where it may ask for something."""
         return (f"cmd.{self.district}.desk.>", f"qry.{self.district}.desk.>")
 
+    @property
+    def witnesses(self) -> str:
+        """Where its witness of the ledger asks; an app, no person."""
+        return f"qry.{self.district}.witness.>"
+
 
 def offices(register: Register, now: datetime) -> dict[str, Office]:
     """Every office that is let in at this moment, by district; one with neither apps nor people is not."""
@@ -115,7 +120,7 @@ def account(office: Office, *, operator: Key, hub: Key, keys: OfficeKeys, gate: 
     own = keys.account(office.district)
     imports = [
         *(_import(own.public, hub, subject, "stream", ends) for subject, ends in office.live),
-        *(_import(own.public, hub, subject, "service", None) for subject in office.asks),
+        *(_import(own.public, hub, subject, "service", None) for subject in (*office.asks, office.witnesses)),
     ]
     scopes = [_app(office, app, keys) for app in office.apps]
     if office.people:
@@ -137,7 +142,7 @@ def _app(office: Office, app: App, keys: OfficeKeys) -> Claims:
     return scope(
         keys.app(office.district, app),
         f"app {app.app}",
-        publish=office.asks,
+        publish=(*office.asks, office.witnesses),
         subscribe=("live.evt.>", f"_INBOX_{app.app}.>"),
         web=True,
         description=app.key,

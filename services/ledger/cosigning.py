@@ -30,6 +30,8 @@ QUERIES = "qry.*.witness.*"
 HOLD_S = 10.0
 """How long a witness that asks over the bus is kept waiting for something new."""
 ASK_WITHIN_S = 5.0
+WAITING_MAX = 200
+"""Of those who ask over the bus at a time; more of them are told that there is nothing new, and ask again."""
 KEPT = 1000
 """Checkpoints whose cosignatures are still taken."""
 COSIGNED = Gauge("paidan_ledger_cosigned_size", "Leaves of the last checkpoint that enough witnesses have cosigned")
@@ -72,6 +74,8 @@ class Cosigning:
         self._prove = prove
         self._signed: OrderedDict[int, Note] = OrderedDict()
         self._moved = asyncio.Condition()
+        self._waiting = 0
+        self._closing = False
         self.newest: Note | None = None
         self.cosigned: Note | None = None
         self.ahead: Checkpoint | None = None
@@ -90,19 +94,20 @@ class Cosigning:
             self.ahead = None
         self._look(size)
 
-    async def next(self, old: int, within_s: float) -> Asked | None:
+    async def next(self, witness: str, old: int, within_s: float) -> Asked | None:
         """
-        What a witness that holds `old` leaves has to be shown; None: nothing new in this time.
+        What a witness of this name that holds `old` leaves has to be shown; None: nothing new in this time.
 
+        The checkpoint that it holds is shown again where its cosignature is not there: it was lost on the way.
         Where it holds more than was signed, it is shown the newest all the same: it refuses, and says so at home.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s), self._moved:
-                await self._moved.wait_for(lambda: self._size() not in (0, old))
+                await self._moved.wait_for(lambda: self._closing or self._lacks(witness, old))
         note, size = self.newest, self._size()
-        if note is None or size == old:
+        if note is None or not self._lacks(witness, old):
             return None
-        proof = await self._prove(old, size) if old < size else []
+        proof = await self._prove(old, size) if 0 < old < size else []
         return Asked(old, tuple(proof), Note(note.body, note.signatures))
 
     async def take(self, size: int, line: str) -> None:
@@ -126,6 +131,12 @@ class Cosigning:
         self._signed[size] = self._signed.get(size, note).signed([signature])
         self._look(size)
 
+    async def close(self) -> None:
+        """Keep nobody waiting any longer."""
+        async with self._moved:
+            self._closing = True
+            self._moved.notify_all()
+
     def served(self) -> Note | None:
         """What is shown to everybody: the last checkpoint that enough witnesses have seen, the newest until there is one."""
         return self.cosigned or self.newest
@@ -141,6 +152,10 @@ class Cosigning:
             if self.policy.satisfied([name for name, key in self.policy.witnesses.items() if key in signed]):
                 self.cosigned = note
                 COSIGNED.set(size)
+
+    def _lacks(self, witness: str, old: int) -> bool:
+        size = self._size()
+        return size > 0 and (size != old or all(each.name != witness for each in self._signed[size].signatures))
 
     def _size(self) -> int:
         return Checkpoint.parse(self.newest.body).size if self.newest else 0
@@ -164,7 +179,7 @@ class Cosigning:
     # --- over the bus -------------------------------------------------------------------------------------------------
 
     async def answer(self, request: Request) -> None:
-        """Answer `qry.<district>.witness.next` and `.cosigned`; with `{"problem"}` what is not understood or not theirs."""
+        """Answer `qry.<district>.witness.next` and `.cosigned`, each in a task of its own; with `{"problem"}` what is not understood or not theirs."""
         try:
             await request.answer(canonical(await self._answered(request)))
         except RefusedError as why:
@@ -186,7 +201,11 @@ class Cosigning:
                 old = self.holds(held) if (held := asked.get("held")) else 0
             except (NoteError, AttributeError) as why:
                 raise RefusedError("invalid", field="held", why=str(why)) from None
-            found = await self.next(old, HOLD_S)
+            self._waiting += 1
+            try:
+                found = await self.next(str(asked.get("witness")), old, HOLD_S if self._waiting <= WAITING_MAX else 0)
+            finally:
+                self._waiting -= 1
             return {"add": found.body} if found else {}
         size, line = asked.get("size"), asked.get("line")
         if type(size) is not int or not isinstance(line, str):
@@ -205,11 +224,11 @@ class Cosigning:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _press(self, name: str, url: str) -> None:
-        held, failures = 0, 0
+        held, failures, key = 0, 0, self.policy.witnesses[name].name
         async with httpx2.AsyncClient(timeout=ASK_WITHIN_S) as client:
             while True:
                 try:
-                    asked = await self.next(held, 60)
+                    asked = await self.next(key, held, 60)
                     if asked is None:
                         continue
                     response = await client.post(f"{url}/add-checkpoint", content=asked.body)

@@ -263,8 +263,8 @@ async def follow(bus: Bus, district: str, witness: Witness, origin: str, stop: a
     Ask the ledger for what is new behind what is held, and give it the cosignature, until told to stop.
 
     The witness asks, so that no way into the office has to be open: `qry.<district>.witness.next` `{"log",
-    "held": <checkpoint held, or null>}`, kept waiting until there is something → `{"add": <add-checkpoint request>}` or `{}`;
-    `qry.<district>.witness.cosigned` `{"log", "size", "line"}`.
+    "witness": <its name>, "held": <checkpoint held, or null>}`, kept waiting until there is something → `{"add": <add-checkpoint
+    request>}` or `{}`; `qry.<district>.witness.cosigned` `{"log", "size", "line"}`.
     """
     failures = 0
     while not stop.is_set():
@@ -280,7 +280,7 @@ async def follow(bus: Bus, district: str, witness: Witness, origin: str, stop: a
 
 async def _follow_once(bus: Bus, subject: str, witness: Witness, origin: str) -> None:
     held = witness.memory.held(origin)
-    asking = orjson.dumps({"log": origin, "held": held.text if held else None})
+    asking = orjson.dumps({"log": origin, "witness": witness.key.name, "held": held.text if held else None})
     answer = _read(await bus.request(f"{subject}.next", asking, timeout_s=ASK_WITHIN_S))
     if (body := answer.get("add")) is None:
         return

@@ -113,6 +113,7 @@ def test_the_hubs_consent_ends_with_the_agreement() -> None:
         **dict.fromkeys(theirs(QINGSHAN), ends),
         f"cmd.{WUCHANG}.desk.>": None,
         f"qry.{WUCHANG}.desk.>": None,
+        f"qry.{WUCHANG}.witness.>": None,
     }
     assert {(consent["iss"], consent["sub"]) for consent in consents} == {(HUB.public, KEYS.account(WUCHANG).public)}
 
@@ -150,7 +151,7 @@ def test_the_same_register_gives_the_same_account_whenever_it_is_asked() -> None
 def test_a_difference_says_what_comes_and_goes() -> None:
     here = Office(WUCHANG, (BOARD,), False, ((f"live.evt.{WUCHANG}.>", None),))
     more = Office(WUCHANG, (), True, (*here.live, ("live.evt.420107.*.x.>", None)))
-    asks = [f"cmd.{WUCHANG}.desk.>", f"qry.{WUCHANG}.desk.>"]
+    asks = [f"cmd.{WUCHANG}.desk.>", f"qry.{WUCHANG}.desk.>", f"qry.{WUCHANG}.witness.>"]
     assert diff({}, {"D420106": _account(here)}) == [
         "+ D420106",
         *(f"+ D420106 + {line}" for line in (f"app board {BOARD.key}", f"live.evt.{WUCHANG}.>", *asks)),

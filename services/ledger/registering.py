@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 import shapely
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from services.ledger.surveying import brought
 from shared.bus import Bus, Fence, Message
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import ConflictError, MalformedError, RefusedError, UnavailableError
@@ -46,7 +47,8 @@ from shared.facts import (
     plain,
 )
 from shared.ids import derived_id
-from shared.register import SUBJECTS, Register, Sharing, evolve
+from shared.problems import said
+from shared.register import SUBJECTS, Register, Sharing, covers, evolve, in_force
 from shared.telemetry import logger
 
 FACTS_MAX = 999
@@ -97,16 +99,25 @@ class Document(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of a document beside the register: `+` new, `~` other fields, `=` the same."""
+    """One entry of a document beside the register: `+` new, `~` other fields (what they were is `before`), `=` the same."""
 
     change: str
     what: str
     fact: RegisterFact
-    fields: tuple[str, ...] = ()
+    before: RegisterFact | None = None
 
     def told(self) -> dict[str, Any]:
         """As the caller hears it."""
-        return {"change": self.change, "what": self.what, **({"fields": list(self.fields)} if self.fields else {})}
+        fields = [{"field": name, "old": old, "new": new} for name, old, new in differences(self.before, self.fact)]
+        return {"change": self.change, "what": self.what, **({"fields": fields} if fields else {})}
+
+
+def differences(before: RegisterFact | None, after: RegisterFact) -> list[tuple[str, Any, Any]]:
+    """Each field that is not as it was, with what it was and what it is; none of what is new."""
+    if before is None:
+        return []
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in type(after).model_fields)
+    return [(name, old, new) for name, old, new in pairs if old != new]
 
 
 # --- pure -------------------------------------------------------------------------------------------------------------
@@ -124,7 +135,10 @@ def read(document: Any) -> Document:
     except ValidationError as why:
         errors = why.errors(include_url=False, include_input=False)
         path = ".".join(map(str, errors[0]["loc"])) or "document"
-        raise RefusedError("invalid", field=path, why=f"{path}: {errors[0]['msg']}", count=len(errors)) from None
+        zh, en = said(errors[0])
+        raise RefusedError(
+            "invalid", field=path, why=f"{path}: {zh}", why_en=f"{path}: {en}", count=len(errors)
+        ) from None
 
 
 def diff(register: Register, document: Document) -> list[Change]:
@@ -140,16 +154,15 @@ def diff(register: Register, document: Document) -> list[Change]:
     for path, entry in document.entries():
         key = _key(entry)
         if key in seen:
-            raise _invalid(path, f"the same entry as {seen[key]}")
+            raise _invalid(path, f"the same entry as {seen[key]}", f"与 {seen[key]} 是同一条")
         seen[key] = path
-        before = _current(register, entry)
+        before = current(register, entry)
         if before == entry:
             changes.append(Change("=", _what(entry), entry))
         elif before is None:
             changes.append(Change("+", _what(entry), entry))
         else:
-            differ = tuple(name for name in type(entry).model_fields if getattr(before, name) != getattr(entry, name))
-            changes.append(Change("~", _what(entry), entry, differ))
+            changes.append(Change("~", _what(entry), entry, before))
         after = evolve(after, entry)
     for path, entry in document.entries():
         _check(after, path, entry)
@@ -205,24 +218,21 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
             _refer(f"{path}.area", entry.area, register.areas, "area")
             for n, party in enumerate(entry.parties):
                 _refer(f"{path}.parties.{n}", party, register.districts, "district")
-            if entry.lead not in entry.parties:
-                raise _invalid(f"{path}.lead", f"{entry.lead} is not one of the parties")
-            if entry.valid_to is not None and entry.valid_to < entry.valid_from:
-                raise _invalid(f"{path}.valid_to", "it ends before it begins")
+            _check_agreement(register, path, entry)
         case ItemSet():
             _check_limits(f"{path}.limits", entry.limits)
         case PolicySet():
             _refer(f"{path}.district", entry.district, {**register.districts, HUB: None}, "district")
             _refer(f"{path}.calendar", entry.calendar, {**register.calendars, CALENDAR_ALWAYS: None}, "calendar")
             if entry.offer.amount == 0 or entry.waves == 0:
-                raise _invalid(f"{path}.offer", "an offer needs time, and at least one wave")
+                raise _invalid(f"{path}.offer", "an offer needs time, and at least one wave", "派单须有时限,且至少一轮")
             if entry.quiet is not None and max(entry.quiet) > 1440:
-                raise _invalid(f"{path}.quiet", "minutes of the day, 1440 at most")
+                raise _invalid(f"{path}.quiet", "minutes of the day, 1440 at most", "须为一日内的分钟数,至多 1440")
         case OfficeSet():
             _refer(f"{path}.district", entry.district, register.districts, "district")
             for name in ("app", "key"):
                 if len({getattr(app, name) for app in entry.apps}) < len(entry.apps):
-                    raise _invalid(f"{path}.apps", f"two apps with the same {name}")
+                    raise _invalid(f"{path}.apps", f"two apps with the same {name}", f"两个应用的 {name} 相同")
         case PrecedentSet():
             _refer(f"{path}.area", entry.area, register.areas, "area")
             _refer(f"{path}.item", entry.item, register.items, "item")
@@ -230,6 +240,31 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
                 _refer(f"{path}.owner", entry.owner, register.districts, "district")
         case _:
             pass
+
+
+def _check_agreement(register: Register, path: str, agreement: AgreementSet) -> None:
+    if len(set(agreement.parties)) < max(2, len(agreement.parties)):
+        raise _invalid(f"{path}.parties", "two offices at least, each once", "至少两个单位,且不得重复")
+    if agreement.lead not in agreement.parties:
+        lead = agreement.lead
+        raise _invalid(f"{path}.lead", f"{lead} is not one of the parties", f"{lead} 不是协议的一方")
+    for n, item in enumerate(agreement.items):
+        if not any(covers(agreement.model_copy(update={"items": (item,)}), line) for line in register.items):
+            raise _invalid(f"{path}.items.{n}", f"no line of the catalogue is {item}", f"服务清单中没有 {item}")
+    ends = agreement.valid_to
+    if ends is not None and ends < agreement.valid_from:
+        raise _invalid(f"{path}.valid_to", "it ends before it begins", "终止日期早于起始日期")
+    for other in register.agreed(agreement.area):
+        if other.agreement != agreement.agreement and _meet(agreement, other):
+            raise _invalid(
+                f"{path}.valid_from",
+                f"{other.agreement} is in force then: end it the day before (valid_to)",
+                f"届时协议 {other.agreement} 仍有效:请先将其终止日期(valid_to)设为前一日",
+            )
+
+
+def _meet(one: AgreementSet, other: AgreementSet) -> bool:
+    return in_force(one, other.valid_from) or in_force(other, one.valid_from)
 
 
 def _check_polygon(path: str, rings: Sequence[Ring]) -> None:
@@ -261,28 +296,32 @@ def _check_calendar(path: str, calendar: CalendarSet) -> None:
     _check_zone(f"{path}.zone", calendar.zone)
     spans = sorted(calendar.hours)
     if not spans or any(since >= until or until > 1440 for since, until in spans):
-        raise _invalid(f"{path}.hours", "spans [since, until] in minutes of the day, 1440 at most")
+        raise _invalid(
+            f"{path}.hours",
+            "spans [since, until] in minutes of the day, 1440 at most",
+            "须为 [起, 止],单位为一日内的分钟,至多 1440",
+        )
     if any(before[1] > behind[0] for before, behind in itertools.pairwise(spans)):
-        raise _invalid(f"{path}.hours", "spans overlap")
+        raise _invalid(f"{path}.hours", "spans overlap", "时段重叠")
     if not calendar.workdays or any(not 1 <= day <= 7 for day in calendar.workdays):
-        raise _invalid(f"{path}.workdays", "1 (Monday) to 7 (Sunday), at least one")
+        raise _invalid(f"{path}.workdays", "1 (Monday) to 7 (Sunday), at least one", "须为 1(周一)至 7(周日),至少一天")
 
 
 def _check_limits(path: str, limits: Limits) -> None:
     steps = [(name, getattr(limits, name)) for name in ("sign", "contact", "handle", "life")]
     for name, limit in steps:
         if limit.amount == 0:
-            raise _invalid(f"{path}.{name}.amount", "at least 1")
+            raise _invalid(f"{path}.{name}.amount", "at least 1", "至少为 1")
     for (name, limit), (later, beside) in itertools.pairwise(steps):
         if limit.unit == beside.unit and limit.amount > beside.amount:
-            raise _invalid(f"{path}.{later}", f"shorter than {name}")
+            raise _invalid(f"{path}.{later}", f"shorter than {name}", f"短于 {name}")
 
 
 def _check_ancestors(register: Register, path: str, area: AreaSet) -> None:
     seen, above = {area.area}, area.parent
     while above is not None:
         if above in seen:
-            raise _invalid(f"{path}.parent", f"{above} lies in itself")
+            raise _invalid(f"{path}.parent", f"{above} lies in itself", f"{above} 成了自己的上级")
         seen.add(above)
         versions = register.areas.get(above)
         above = versions[-1].parent if versions else None
@@ -292,16 +331,18 @@ def _check_zone(path: str, zone: str) -> None:
     try:
         ZoneInfo(zone)
     except (KeyError, ValueError, OSError):
-        raise _invalid(path, f"no such time zone: {zone}") from None
+        raise _invalid(path, f"no such time zone: {zone}", f"没有这个时区:{zone}") from None
 
 
 def _refer(path: str, key: str, among: Mapping[str, Any], kind: str) -> None:
     if key not in among:
-        raise _invalid(path, f"there is no {kind} {key}, neither in the document nor in the register")
+        raise _invalid(
+            path, f"there is no {kind} {key}, neither in the document nor in the register", f"文件与台账中均无 {key}"
+        )
 
 
-def _invalid(path: str, why: str, zh: str | None = None) -> RefusedError:
-    return RefusedError("invalid", field=path, why=f"{path}: {zh or why}", why_en=f"{path}: {why}")
+def _invalid(path: str, why: str, zh: str) -> RefusedError:
+    return RefusedError("invalid", field=path, why=f"{path}: {zh}", why_en=f"{path}: {why}")
 
 
 def _key(entry: RegisterFact) -> tuple[Any, ...]:
@@ -327,7 +368,8 @@ def _what(entry: RegisterFact) -> str:
     return f"{kind} {getattr(entry, entry.key)}{more}"
 
 
-def _current(register: Register, entry: RegisterFact) -> RegisterFact | None:
+def current(register: Register, entry: RegisterFact) -> RegisterFact | None:
+    """What stands in the register where this entry goes."""
     found: RegisterFact | None = None
     match entry:
         case DistrictSet():
@@ -431,7 +473,7 @@ class Registry:
         Args:
             by: the actor.
             of: the digest of the register that the document was written for; None: whatever it is now.
-        Returns: `changes facts digest applied sequence`.
+        Returns: `changes facts digest applied sequence`, and `warnings` of what no longer fits (`surveying.brought`).
         Raises:
             RefusedError: `invalid`, or `stale_register` where somebody else was first.
             UnavailableError: the bus is away; what was applied stays, the rest can be sent again.
@@ -451,6 +493,8 @@ class Registry:
             for fact in batch:
                 after = evolve(after, fact)
             encoded.append((batch, digest(after)))
+        facts = [fact for batch in todo for fact in batch]
+        warnings = await asyncio.to_thread(brought, register, after, facts)  # seconds, where it is a whole city
         if applied:
             messages = [
                 _messages(batch, state, base=fence, n=n, now=now, by=by, why=why, more=n + 1 < len(encoded))
@@ -461,7 +505,8 @@ class Registry:
             await self._wait_for(fence)
         return {
             "changes": [change.told() for change in changes],
-            "facts": sum(map(len, todo)),
+            "warnings": [{"from": day, **finding.told()} for day, finding in warnings],
+            "facts": len(facts),
             "digest": digest(after),
             "applied": applied,
             "sequence": fence,

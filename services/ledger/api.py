@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Header, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases
+from services.ledger import cases, register_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -23,14 +23,14 @@ from services.ledger.asking import (
     Ndjson,
     Office,
     Reader,
-    Registrar,
-    Staff,
     district_of,
 )
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.projecting import Projector
-from services.ledger.registering import SECTIONS, Registry, as_document, digest
+from services.ledger.recalling import Recall
+from services.ledger.register_api import Sentence
+from services.ledger.registering import Registry
 from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
 from services.ledger.store import Selection, Store
 from shared.auth import EVERYWHERE, Doorkeeper
@@ -222,37 +222,9 @@ def _id(of: str) -> str:
     return of
 
 
-def _impersonal(why: str) -> str:
-    if LONG_NUMBER.search(why):
-        raise ValueError("a number of seven digits or more may be somebody's, and is kept for ever")
-    return why
-
-
 ID = re.compile(r"(?:[a-z]|[0-9][0-9_-]*[a-z])[a-z0-9_-]*", re.ASCII)
-LONG_NUMBER = re.compile(r"\d{7}")
 OfWhat = Annotated[Text, AfterValidator(_id), Field(max_length=64, json_schema_extra={"pattern": f"^{ID.pattern}$"})]
-Sentence = Annotated[Text, AfterValidator(_impersonal), Field(json_schema_extra={"pattern": r"^\d{0,6}(\D+\d{0,6})*$"})]
-"""An administrator's: it goes into the ledger."""
-
-
-class Application(BaseModel):
-    """A register document, and why it is applied; the document alone will do."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    document: dict[str, Any]
-    why: Sentence = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _alone(cls, body: Any) -> Any:
-        return {"document": body} if isinstance(body, dict) and body and not body.keys() - SECTIONS.keys() else body
-
-
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
-Version = Annotated[
-    str | None, Header(alias="If-Match", pattern=r'^"[0-9a-f]{64}"$', description="ETag of the register that was read")
-]
 
 
 class Act(BaseModel):
@@ -366,30 +338,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
     async def in_numbers(_: Anyone) -> Response:
         return _json(await summary(ledger))
 
-    @app.post(
-        "/v1/register",
-        tags=["register"],
-        summary="导入台账 / apply a register document",
-        responses={
-            **problems("unauthenticated", "forbidden", "everywhere_only", "invalid", "stale_register", "unavailable")
-        },
-    )
-    async def apply_register(  # the register is one for all: a district's admin would rewrite the others'
-        caller: Registrar, body: Application, dry_run: Annotated[bool, Query()] = False, if_match: Version = None
-    ) -> Response:
-        of = if_match.strip('"') if if_match else None
-        answer = await ledger.registry.apply(body.document, why=body.why, by=caller.actor, of=of, dry_run=dry_run)
-        if answer["applied"]:
-            logger().info("register_applied", by=caller.actor, facts=answer["facts"], sequence=answer["sequence"])
-        return _json(answer)
-
-    @app.get("/v1/register", tags=["register"], summary="现行台账 / the register as a document", responses=barred)
-    async def read_register(caller: Staff) -> Response:
-        register = await ledger.registry.current()
-        document = as_document(register)
-        document["offices"] = [office for office in document["offices"] if caller.of(office.district)]
-        return _json(document, {"ETag": f'"{digest(register)}"'})
-
+    register_api.add_routes(app, ledger.registry, Recall(ledger.store))
     acts = Acts(ledger.bus, ledger.store)
 
     @app.post(

@@ -408,12 +408,77 @@ async def test_a_document_for_another_register_than_there_is_changes_nothing(ser
 async def test_only_what_changed_becomes_a_fact(service: Service) -> None:
     await service.apply(DOCUMENT)
     changed = json.loads(json.dumps(DOCUMENT))
-    changed["items"][0]["effort"] += 1
+    effort = DOCUMENT["items"][0]["effort"]
+    changed["items"][0]["effort"] = effort + 1
     answer = (await service.apply(changed)).json()
     assert answer["facts"] == 1
     assert [c for c in answer["changes"] if c["change"] != "="] == [
-        {"change": "~", "what": f"item {changed['items'][0]['item']}", "fields": ["effort"]}
+        {
+            "change": "~",
+            "what": f"item {changed['items'][0]['item']}",
+            "fields": [{"field": "effort", "old": effort, "new": effort + 1}],
+        }
     ]
+
+
+def moved(document: Any, since: str, **fields: Any) -> dict[str, Any]:
+    """The enclave of the demo on other terms from a day on."""
+    area = next(area for area in document["areas"] if area["area"] == "xinxiang")
+    return {"areas": [{**area, "valid_from": since, **fields}]}
+
+
+async def test_the_register_is_told_of_any_day_as_it_was_known_at_any_time(service: Service) -> None:
+    await service.apply(DOCUMENT)
+    await service.apply(moved(DOCUMENT, "2027-01-01", served_by=QINGSHAN))
+    sequence = (await service.apply(moved(DOCUMENT, "2027-01-01", served_by=HONGSHAN))).json()["sequence"]
+    async with asyncio.timeout(20):
+        while (area := await dossier(service))["as_of"] < sequence:
+            await asyncio.sleep(0.02)
+    assert area["owners"]["served_by"]["who"] == WUCHANG
+    assert (area["owners"]["served_by"]["since"], area["agreement"]["agreement"]) == ("2024-01-01", "agr-xinxiang")
+    later = await dossier(service, on="2027-02-01")
+    assert (later["owners"]["served_by"]["who"], later["owners"]["located_in"]["since"]) == (HONGSHAN, "2024-01-01")
+    *_, second, third = later["history"]
+    assert (third["by"], third["why"]) == ("admin:staff-4", "test")
+    assert third["fields"] == [{"field": "served_by", "old": QINGSHAN, "new": HONGSHAN}]
+    assert {field["old"] for field in second["fields"]} == {None}
+    known = await dossier(service, on="2027-02-01", as_of=third["index"])
+    assert (known["owners"]["served_by"]["who"], len(known["history"])) == (QINGSHAN, len(later["history"]) - 1)
+    assert (await dossier(service, on="2027-02-01", as_of=second["recorded"]))["owners"]["served_by"]["who"] == WUCHANG
+    for asked, served in (({"on": "2027-02-01"}, HONGSHAN), ({"on": "2026-02-01"}, WUCHANG)):
+        document = (await service.get("/v1/register", **asked)).json()
+        assert [a["served_by"] for a in document["areas"] if a["area"] == "xinxiang"] == [served]
+    empty = (await service.get("/v1/register", as_of=0)).json()
+    assert not any(empty.values())
+    for wrong in ("tomorrow", "2027-01-01T00:00:00", str(sequence + 10_000)):
+        refused = await service.get("/v1/register", as_of=wrong)
+        assert (refused.status_code, refused.json()["field"]) == (422, "as_of")
+    assert (await service.get("/v1/register/areas/nowhere")).status_code == 404
+
+
+async def dossier(service: Service, **params: Any) -> dict[str, Any]:
+    answer = await service.get("/v1/register/areas/xinxiang", "clerk", of=WUCHANG, **params)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def test_outlines_go_out_as_geojson_come_in_again_and_what_no_longer_fits_is_told(service: Service) -> None:
+    await service.apply(DOCUMENT)
+    out = await service.get("/v1/register.geojson", "member", of=WUCHANG)
+    assert out.headers["content-type"] == "application/geo+json"
+    collection = out.json()
+    drawn = [feature for feature in collection["features"] if feature["geometry"]]
+    one, other = drawn[0]["properties"]["area"], drawn[1]
+    body = {"outlines": {**collection, "features": [{**other, "properties": {"area": one}}]}, "why": "survey"}
+    asked = {"dry_run": "true", "from": "2027-01-01"}
+    preview = await service.http.post("/v1/register/outlines", params=asked, json=body, headers=service.bearer("admin"))
+    answer = preview.json()
+    assert [(c["change"], c["what"]) for c in answer["changes"]] == [("+", f"area {one} from 2027-01-01")]
+    assert {(w["finding"], w["from"]) for w in answer["warnings"]} >= {("overlap", "2027-01-01")}
+    assert not answer["applied"]
+    survey = (await service.get("/v1/register/survey", "auditor", of=WUCHANG, on="2026-06-01")).json()
+    assert (survey["on"], survey["areas"]) == ("2026-06-01", len(DOCUMENT["areas"]))
 
 
 async def test_a_register_of_thousands_is_applied_in_batches(service: Service) -> None:

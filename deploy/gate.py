@@ -160,21 +160,10 @@ async def run(settings: ServiceSettings) -> None:
         missing = {} if bus.connected else {"nats": "not connected"}
         return {**missing, **({"permissions": bus.refused} if bus.refused else {})}
 
-    async def stop_when_closed() -> None:
-        await bus.closed.wait()
-        until.set()
-
     app = web.create_app("派单门房 / Paidan gate", ready=ready, doorkeeper=doorkeeper)
-    watching = asyncio.create_task(stop_when_closed())
-    try:
+    async with serving.connected(bus, until):
         await bus.serve(ASKS, gate.take, alone=True, apart=True)
         await serving.serve(app, settings, until=until)
-    finally:
-        lost = bus.closed.is_set()
-        watching.cancel()
-        await bus.drain()
-    if lost:
-        raise OSError("the connection to the bus is closed for good")
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ import resource
 import signal
 from asyncio import TimerHandle
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
 import uvicorn
@@ -20,9 +21,11 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.access import Admission
+from shared.bus import Bus
 from shared.errors import RefusedError
 from shared.limiting import Limits, network
 from shared.settings import ServiceSettings
+from shared.telemetry import logger
 from shared.web import HEALTH, answer
 
 HEAD_BYTES_MAX = 32 * 1024
@@ -227,6 +230,31 @@ def _files_for(connections: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@asynccontextmanager
+async def connected(bus: Bus, until: asyncio.Event) -> AsyncIterator[None]:
+    """
+    Serve on a connection: `until` is set where it is closed for good, and it is drained in the end.
+
+    Raises:
+        OSError: it was closed for good: whoever supervises us starts us anew.
+    """
+
+    async def stop_when_closed() -> None:
+        await bus.closed.wait()
+        logger().error("bus_closed")
+        until.set()
+
+    watching = asyncio.create_task(stop_when_closed())
+    try:
+        yield
+    finally:
+        lost = bus.closed.is_set()
+        watching.cancel()
+        await bus.drain()
+    if lost:
+        raise OSError("the connection to the bus is closed for good")
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -41,26 +41,15 @@ async def run(settings: Settings) -> None:
     )
     tail = LiveTail(bus, events=settings.tail_events, clients=settings.stream_clients, shares=desks.shares)
     app = create_app(bus, desks, tail, doorkeeper, until)
-
-    async def stop_when_closed() -> None:
-        await bus.closed.wait()
-        telemetry.logger().error("bus_closed")
-        until.set()
-
-    watching = asyncio.create_task(stop_when_closed())
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(desks.run())
-            group.create_task(tail.run(until))
-            group.create_task(CatchingUp(bus, desks, tail, doorkeeper).run(until))
-            group.create_task(serving.serve(app, settings, until=until))
-    finally:
-        lost = bus.closed.is_set()
-        watching.cancel()
-        await snapshots.end()
-        await bus.drain()
-    if lost:
-        raise OSError("the connection to the bus is closed for good")
+    async with serving.connected(bus, until):
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(desks.run())
+                group.create_task(tail.run(until))
+                group.create_task(CatchingUp(bus, desks, tail, doorkeeper).run(until))
+                group.create_task(serving.serve(app, settings, until=until))
+        finally:
+            await snapshots.end()
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping
 
@@ -22,7 +21,7 @@ from shared.auth import Doorkeeper
 from shared.bus import Bus
 from shared.errors import PaidanError
 from shared.snapshots import Snapshots, asked, write
-from shared.telemetry import configure, logger
+from shared.telemetry import configure
 
 
 async def run(settings: Settings) -> None:
@@ -51,24 +50,14 @@ async def run(settings: Settings) -> None:
     async def ready() -> Mapping[str, str]:
         return {"stopping": "SIGTERM"} if until.is_set() else offices.missing()
 
-    async def stop_when_closed() -> None:
-        await bus.closed.wait()
-        logger().error("bus_closed")
-        until.set()
-
-    watching = asyncio.create_task(stop_when_closed())
-    try:
-        replies = Replies(bus, *replying, offices.posts) if replying else None
-        app = create_app(offices, Answering(replies, wording, hooks), ready=ready, doorkeeper=doorkeeper)
-        await serving.serve(app, settings, until=until)
-    finally:
-        lost = bus.closed.is_set()
-        watching.cancel()
-        await offices.close()
-        await snapshots.end()
-        await bus.drain()
-    if lost:
-        raise OSError("the connection to the bus is closed for good")
+    async with serving.connected(bus, until):
+        try:
+            replies = Replies(bus, *replying, offices.posts) if replying else None
+            app = create_app(offices, Answering(replies, wording, hooks), ready=ready, doorkeeper=doorkeeper)
+            await serving.serve(app, settings, until=until)
+        finally:
+            await offices.close()
+            await snapshots.end()
 
 
 def main() -> int:

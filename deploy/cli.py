@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Coroutine
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -511,6 +511,62 @@ def ledger_rebuild(why: Why = "", data: Data = DEFAULT_DATA, json_output: Json =
     raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
+@ledger_app.command(name="redecide")
+def ledger_redecide(
+    since: Annotated[
+        str | None, typer.Option("--from", help="叶序号或时间（含） / a leaf's index or a time, inclusive")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="叶序号或时间（不含） / likewise, exclusive")] = None,
+    district: OneDistrict = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="重放的 NDJSON，- 为标准输入 / a replay as NDJSON instead of the running ledger's; - reads stdin"
+        ),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """
+    逐轮复核每个派单决定，并列各项分值 / take every decision again; what differs, term by term.
+
+    退出码：0 全部相同，1 有不同，3 有未能复核的 / exit code: 0 all the same, 1 some differ, 3 some could not be taken again.
+    """
+    from deploy import redeciding
+    from deploy.running import Running
+
+    again = redeciding.Redeciding(district, _moment(since), _moment(to))
+
+    def progress(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} / {of} 叶 leaves", end="", file=sys.stderr, flush=True)
+
+    try:
+        if file is None:
+            stack = Running.find(data)
+            report = redeciding.redecide(
+                stack.lines("ledger", "/v1/events", roles=["auditor"], params={"kinds": "all"}), again, progress
+            )
+        elif str(file) == "-":
+            report = redeciding.redecide(sys.stdin.buffer, again, progress)
+        else:
+            with file.open("rb") as lines:
+                report = redeciding.redecide(lines, again, progress)
+    except redeciding.UnreadableError as why:
+        raise SetupError(Said(why.zh, str(why)), Said("请重新取一份完整的重放", "take a whole replay")) from None
+    except OSError as why:
+        raise SetupError(
+            Said(f"无法读取 {file}", f"{file} cannot be read ({why.strerror})"), Said("请检查路径", "check the path")
+        ) from None
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if json_output:
+        _print_json(report.document())
+    else:
+        print("\n".join(redeciding.told(report)))
+    raise typer.Exit(1 if report.differ else 3 if report.not_run else 0)
+
+
 @app.command()
 def schema(
     check: Annotated[bool, typer.Option("--check", help="只比较；不同则退出码 1 / compare; exit code 1")] = False,
@@ -568,6 +624,24 @@ def duration(text: str) -> timedelta:
             Said("例如 90s 30m 12h 7d", "write 90s, 30m, 12h or 7d"),
         )
     return timedelta(**{units[unit]: int(number)})
+
+
+def _moment(text: str | None) -> int | datetime | None:
+    """A leaf's index, or an ISO 8601 time (UTC where it names no zone). Raises SetupError for anything else."""
+    from datetime import UTC
+
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SetupError(
+            Said(f"看不懂 {text}", f"{text} is neither a leaf's index nor a time"),
+            Said("例如 12000 或 2026-11-22T08:00+08:00", "write 12000 or 2026-11-22T08:00+08:00"),
+        ) from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 async def _up(stack: "Stack", *, demo: bool) -> None:

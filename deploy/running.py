@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -147,6 +147,31 @@ class Running:
         answer: dict[str, Any] = called.json()
         return answer
 
+    def lines(
+        self, service: str, path: str, *, roles: Sequence[str], params: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
+        """
+        What a service streams, line by line; what breaks off just ends.
+
+        Raises:
+            SetupError: as `post`.
+        """
+        url, headers = f"{self.urls[service]}{path}", {"Authorization": f"Bearer {self.token(*roles)}"}
+        client = httpx2.Client(timeout=CALL_WITHIN_S, trust_env=False, verify=trusting(self.ca_file))
+        try:
+            with client, client.stream("GET", url, params=params, headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                    raise refused(service, response)
+                rest = b""
+                for chunk in response.iter_bytes():
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    yield from whole
+        except httpx2.RemoteProtocolError:
+            return  # the reader misses its last line
+        except httpx2.HTTPError as error:
+            raise silent(service, url, error) from error
+
     def _call(
         self,
         method: str,
@@ -172,10 +197,7 @@ class Running:
                 verify=trusting(self.ca_file),
             )
         except httpx2.HTTPError as error:
-            raise SetupError(
-                Said(f"{service} 没有应答（{url}）", f"{service} did not answer at {url} ({type(error).__name__})"),
-                Said("请查看 logs 目录中的日志", "look at its log in the folder `logs`"),
-            ) from error
+            raise silent(service, url, error) from error
         if response.is_error:
             raise refused(service, response)
         return response
@@ -191,6 +213,14 @@ def given_ca_file() -> Path | None:
     """The authority of a bus of your own, which `NATS_CA_FILE` names; None where it is not set."""
     file = os.environ.get("NATS_CA_FILE")
     return Path(file) if file else None
+
+
+def silent(service: str, url: str, error: httpx2.HTTPError) -> SetupError:
+    """A service that does not answer."""
+    return SetupError(
+        Said(f"{service} 没有应答（{url}）", f"{service} did not answer at {url} ({type(error).__name__})"),
+        Said("请查看 logs 目录中的日志", "look at its log in the folder `logs`"),
+    )
 
 
 def refused(service: str, response: httpx2.Response) -> SetupError:

@@ -760,6 +760,8 @@ class TurnCommitted(Fact):
     by: Text
     epoch: Count
     facts: Count
+    rules: Count | None = None
+    """By which version of its rules the writer decided; left out: the first."""
 
 
 class InputRefused(Fact):

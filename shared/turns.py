@@ -105,6 +105,8 @@ class Rules(Generic[S]):
     Attributes:
         service: the writer in its subjects; `scope` names its leases and snapshots.
         version: of the state's form: a snapshot of another version is not used.
+        decides: moves when the same state and work lead to other facts than before; every marker says it, so that an audit does
+            not judge a decision by rules of another day.
         inputs: the subjects it decides on, for a district. They never change with configuration.
         remembered: those of them that change the state by themselves (`take_in`).
         deadline: the next time at which a fact's entity needs a decision, after that fact.
@@ -126,6 +128,7 @@ class Rules(Generic[S]):
     deadlines: Callable[[S], Iterable[Deadline]]
     dump: Callable[[S], Any]
     load: Callable[[Any], S]
+    decides: int = 1
 
     def marker_subject(self, district: str) -> str:
         """The one literal subject on which this service is fenced."""
@@ -692,6 +695,7 @@ class Turns(Generic[S]):
             by=self._instance,
             epoch=self._lease.epoch,
             facts=len(facts),
+            rules=self._rules.decides if self._rules.decides > 1 else None,
         )
         subject = self._rules.marker_subject(self._district)
         envelope = self._envelope(marker, derived_id(subject, self._fence, self._instance, self._lease.epoch), now)

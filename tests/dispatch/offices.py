@@ -167,7 +167,10 @@ class City:
             facts, taken, work, read = facts[:kept], [], [], self.position[district]
             desk = reduce(model.evolve, facts, self.desks[district])
         marker = TurnCommitted(
-            position=Position(created="x", sequence=read), by=f"d-{district}", epoch=1, facts=len(facts)
+            position=Position(created="x", sequence=read),
+            by=f"d-{district}",
+            epoch=1,
+            facts=0 if kept is not None else len(facts),
         )
         end = envelope(marker, at=self.now, district=district, area="-", id=id_of("marker", len(self.turns)))
         self.turns.append(Turn(district, taken, work, self.now, facts, end, torn=kept is not None))

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.system.history import History, check
 from tests.system.test_points import crash_of
-from tests.system.world import DISTRICT, OTHER, Answer, System, fresh_key, running
+from tests.system.world import DISTRICT, OTHER, Answer, System, decided_otherwise, fresh_key, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -424,6 +424,7 @@ async def test_and_the_whole_history_holds(offices: Offices) -> None:
     told = system.receiver.receipts
     history = History(created, origin, records, leaves, submitted=system.submitted, receipts=told, ended=False)
     assert check(history) == []
+    assert decided_otherwise(leaves) == []
     assert system.bugs == []
     owners: dict[str, set[str]] = {}
     for district in DESKS.values():

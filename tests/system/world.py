@@ -20,6 +20,7 @@ from uuid import UUID
 import httpx2
 import orjson
 
+from deploy.redeciding import Redeciding, told
 from deploy.servers import HOST
 from deploy.stack import Stack, service_command
 from services.dispatch.desk import RULES
@@ -188,6 +189,15 @@ class Receiver:
             pass
         finally:
             writer.close()
+
+
+def decided_otherwise(leaves: Sequence[tuple[int, bytes]]) -> list[Violation]:
+    """I6: every decision in the ledger, taken again, gives the same facts."""
+    again = Redeciding()
+    for index, leaf in leaves:
+        again.take(index, orjson.loads(leaf))
+    assert again.report.decisions
+    return [Violation("decided otherwise", "\n".join(told(again.report)))] if again.report.differ else []
 
 
 class System:
@@ -622,7 +632,8 @@ class System:
     async def verify(self, within_s: float = 90) -> list[Violation]:
         """Let everything run out, and check all there is; also that no client saw what it never should."""
         await self.settle(within_s)
-        broken = check(await self.history())
+        history = await self.history()
+        broken = check(history) + decided_otherwise(history.leaves)
         broken += [Violation("a bug was answered", bug) for bug in self.bugs[:10]]
         broken += [Violation("no definite answer", what) for what in self.unfinished[:10]]
         return broken

@@ -528,7 +528,7 @@ def ledger_redecide(
     json_output: Json = False,
 ) -> None:
     """
-    逐轮复核每个派单决定，并列各项分值 / take every decision again; what differs, term by term.
+    逐轮复核每个决定，并列不同之处 / take every decision again; show what differs.
 
     退出码：0 全部相同，1 有不同，3 有未能复核的 / exit code: 0 all the same, 1 some differ, 3 some could not be taken again.
     """

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from deploy import witnessing
+from deploy import register, witnessing
 from deploy.errors import Said, SetupError
+from deploy.options import DEFAULT_DATA, Data, DryRun, Json, dry, print_json, read_json
 
 if TYPE_CHECKING:
     from deploy.admitting import Admitted
@@ -38,9 +38,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 bus_app = typer.Typer(help="总线 / the bus", no_args_is_help=True)
-register_app = typer.Typer(
-    help="台账：网格、清单、日历 / the register: areas, catalogue, calendars", no_args_is_help=True
-)
 members_app = typer.Typer(help="网格员与志愿者 / grid members and volunteers", no_args_is_help=True)
 contact_app = typer.Typer(help="联系方式 / how people are reached", no_args_is_help=True)
 ledger_app = typer.Typer(help="账本 / the ledger", no_args_is_help=True)
@@ -49,7 +46,7 @@ person_app = typer.Typer(help="个人信息：查找、查看、删除 / people'
 keys_app = typer.Typer(help="包裹钥匙的主密钥 / what wraps the keys", no_args_is_help=True)
 app.add_typer(bus_app, name="bus")
 app.add_typer(office_app, name="office")
-app.add_typer(register_app, name="register")
+app.add_typer(register.app, name="register")
 app.add_typer(members_app, name="members")
 app.add_typer(contact_app, name="contact")
 app.add_typer(person_app, name="person")
@@ -57,10 +54,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(witnessing.app, name="witness")
 
-Data = Annotated[Path, typer.Option("--data", help="数据目录 / the stack's folder", envvar="PAIDAN_DATA")]
-Json = Annotated[bool, typer.Option("--json", help="输出 JSON / print JSON")]
 Why = Annotated[str, typer.Option(help="缘由，永久记入账本，勿写个人信息 / why, kept for ever; nothing personal")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="只检查，不改动 / check only, change nothing")]
 OfRequest = Annotated[str | None, typer.Option("--request", help="诉求编号 / one of their requests")]
 OfContact = Annotated[
     str | None, typer.Option("--contact", help="- 为询问，或含号码的文件 / - asks, or a file with it")
@@ -69,7 +63,6 @@ OneDistrict = Annotated[
     str | None, typer.Option("--district", help="行政区代码，缺省为全部 / a district's code; else all")
 ]
 T = TypeVar("T")
-DEFAULT_DATA = Path(".paidan")
 OPERATOR = "operator"
 """Whoever sits at this machine."""
 
@@ -203,7 +196,7 @@ def bus_apply(
         return
     changes = _run(_bus_apply(data, dry_run=dry_run))
     if json_output:
-        _print_json({"changes": changes, "dry_run": dry_run})
+        print_json({"changes": changes, "dry_run": dry_run})
     else:
         print("\n".join(changes) if changes else "无变化 / nothing to change")
     # Afterwards: what it mends may be what the ledger needs to record it.
@@ -279,7 +272,7 @@ def office_list(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
 
     offices = _run(admitting.listed(Running.find(data)))
     if json_output:
-        _print_json({"offices": offices})
+        print_json({"offices": offices})
         return
     for office in offices:
         people = "人员可接入 / people may connect" if office["people"] else "人员不可接入 / no people"
@@ -287,27 +280,6 @@ def office_list(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
         print("\n".join(f"    {subject}" for subject in office["sees"]))
     if not offices:
         print("没有 / none")
-
-
-@register_app.command(name="apply")
-def register_apply(
-    file: Annotated[Path, typer.Argument(help="台账 JSON / a register document", exists=True, dir_okay=False)],
-    why: Annotated[str, typer.Option(help="缘由，记入账本 / why, for the ledger; else the file's name")] = "",
-    data: Data = DEFAULT_DATA,
-    dry_run: DryRun = False,
-    json_output: Json = False,
-) -> None:
-    """导入台账，每处变化成为事实 / apply a register; each change becomes a fact."""
-    from deploy.running import Running
-
-    stack = Running.find(data)
-    named = re.sub(r"\d{7,}", "…", file.name)  # the ledger takes no long numbers: they may be somebody's
-    body = json.dumps({"document": _read_json(file), "why": why or named}).encode()
-    answer = stack.post("ledger", "/v1/register", body, roles=["admin"], params=_dry(dry_run))
-    if json_output:
-        _print_json(answer)
-    else:
-        print(f"{file.name}：{_counts(answer)}")
 
 
 @members_app.command(name="import")
@@ -332,14 +304,14 @@ def members_import(
         "/v1/members/import",
         file.read_bytes(),
         roles=["admin"],
-        params={"district": district, **_dry(dry_run)},
+        params={"district": district, **dry(dry_run)},
         media_type=media_type,
         key=None if dry_run else _new_key(),
     )
     rows = [row for row in answer.get("rows", []) if isinstance(row, dict)]
     wrong = [row for row in rows if row.get("result") == "error"]
     if json_output:
-        _print_json(answer)
+        print_json(answer)
     else:
         for row in rows:
             print("  ".join(f"{key}={value}" for key, value in row.items() if value not in (None, "", [])))
@@ -382,7 +354,7 @@ def contact_set(
     stack.acted("contact_set", kept.id, why, district=kept.district)
     sequence = _run(contacts.put(stack, kept))
     if json_output:
-        _print_json({"id": kept.id, "district": kept.district, "channels": kept.channels, "sequence": sequence})
+        print_json({"id": kept.id, "district": kept.district, "channels": kept.channels, "sequence": sequence})
     else:
         print(f"{kept.id}：{' → '.join(kept.channels)}")
 
@@ -401,7 +373,7 @@ def person_find(
 
     found = people.find(Running.find(data), people.sought(request, contact), district)
     if json_output:
-        _print_json({"people": found})
+        print_json({"people": found})
     else:
         print("\n".join(_of_people(found)) or "没有找到 / nothing is stored")
 
@@ -421,7 +393,7 @@ def person_disclose(
 
     answer = people.disclose(Running.find(data), request, district, why, parts.split())
     if json_output:
-        _print_json(answer)
+        print_json(answer)
     else:
         for part, value in answer["parts"].items():
             print(f"{part}：{json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value}")
@@ -463,7 +435,7 @@ def person_erase(
             [*_of_people(answer["people"]), done] if answer["people"] else ["没有找到 / nothing is stored"]
         )
     if json_output:
-        _print_json({**answer, "dry_run": dry_run})
+        print_json({**answer, "dry_run": dry_run})
     else:
         print(said)
 
@@ -494,7 +466,7 @@ def keys_rotate(
 
     answer = people.rotate(Running.find(data), district, why, dry_run=dry_run, say=say)
     if json_output:
-        _print_json(answer)
+        print_json(answer)
     else:
         print(_counts(answer))
 
@@ -561,7 +533,7 @@ def ledger_redecide(
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if json_output:
-        _print_json(report.document())
+        print_json(report.document())
     else:
         print("\n".join(redeciding.told(report)))
     raise typer.Exit(1 if report.differ else 3 if report.not_run else 0)
@@ -673,7 +645,7 @@ async def _start(stack: "Stack", *, demo: bool) -> list[str]:
     await stack.start()
     if not demo:
         return []
-    document = _read_json(DEMO_REGISTER)
+    document = read_json(DEMO_REGISTER)
     for policy in document.get("policies", []):
         policy |= PEOPLES_PACE
     await stack.apply_register(document, why="演示社区 / the demo's place")
@@ -782,24 +754,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         ) from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SetupError(
-            Said(f"{file} 不是有效的 JSON：{error}", f"{file} is not valid JSON"), Said("请修正文件", "mend the file")
-        ) from error
-    if not isinstance(document, dict):
-        raise SetupError(
-            Said(f"{file} 不是一个 JSON 对象", f"{file} is not a JSON object"), Said("请修正文件", "mend the file")
-        )
-    return document
-
-
-def _dry(dry_run: bool) -> dict[str, str]:
-    return {"dry_run": "true"} if dry_run else {}
-
-
 def _new_key() -> str:
     """Every import is a new one: the same file may be imported again after somebody left."""
     from uuid import uuid4
@@ -817,7 +771,7 @@ def _counts(answer: dict[str, Any]) -> str:
 def _print_admitted(admitted: "Admitted", *, dry_run: bool, json_output: bool) -> None:
     file = str(admitted.file) if admitted.file else None
     if json_output:
-        _print_json({"changes": admitted.changes, "credentials": file, "dry_run": dry_run, "late": admitted.late})
+        print_json({"changes": admitted.changes, "credentials": file, "dry_run": dry_run, "late": admitted.late})
         return
     print("\n".join(admitted.changes) if admitted.changes else "无变化 / nothing to change")
     if file:
@@ -827,10 +781,6 @@ def _print_admitted(admitted: "Admitted", *, dry_run: bool, json_output: bool) -
             f"已登记；总线将由运行中的系统在一分钟内跟上（{admitted.late}） / "
             f"on record; the bus will be brought to it within a minute by the running stack ({admitted.late})"
         )
-
-
-def _print_json(document: object) -> None:
-    print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 if __name__ == "__main__":

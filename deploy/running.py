@@ -118,6 +118,11 @@ class Running:
         document: dict[str, Any] = response.json()
         return document, response.headers["ETag"]
 
+    def get(self, service: str, path: str, params: Mapping[str, str], *, roles: Sequence[str]) -> dict[str, Any]:
+        """GET from one of the services as somebody with these roles; what it answers. Raises SetupError as `post`."""
+        answer: dict[str, Any] = self._call("GET", service, path, roles=roles, params=params).json()
+        return answer
+
     def post(
         self,
         service: str,

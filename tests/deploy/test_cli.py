@@ -29,7 +29,7 @@ COMMANDS = [
     ("schema",),
     ("version",),
     ("bus", "apply"),
-    ("register", "apply"),
+    *(("register", name) for name in ("apply", "import-polygons", "export-polygons", "check", "area")),
     ("members", "import"),
     ("contact", "set"),
     *(("person", "find"), ("person", "disclose"), ("person", "erase"), ("keys", "rotate")),
@@ -85,6 +85,7 @@ def test_what_up_says_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("bus", "apply"),
         ("register", "apply", "a.json"),
+        ("register", "check"),
         ("members", "import", "a.json", "--district", "420106"),
         ("contact", "set", "m-supervisor-420106", "--district", "420106", "--channels", "mail"),
         ("ledger", "rebuild"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deploy import access
-from deploy.cli import DEFAULT_DATA, PEOPLES_PACE
+from deploy.cli import PEOPLES_PACE
+from deploy.options import DEFAULT_DATA
 from deploy.stack import Stack
 
 ROOT = Path(__file__).parents[2]

@@ -46,6 +46,10 @@ def stack(tmp_path: Path) -> Iterator[Running]:
     assert up.returncode == 0
 
 
+DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "register.json"
+AREA = next(area for area in json.loads(DEMO.read_text())["areas"] if area["area"] == "xinxiang")
+
+
 def _json(*arguments: str) -> dict[str, Any]:
     done = subprocess.run([*PAIDAN, *arguments], capture_output=True, text=True, timeout=WITHIN_S, check=True)
     document: dict[str, Any] = json.loads(done.stdout)
@@ -85,3 +89,32 @@ def test_a_request_goes_through_https_to_the_ledger_and_back(stack: Running) -> 
     assert (redecided["differ"], redecided["not_run"]) == ([], {})
     with pytest.raises(SetupError, match="拒绝（4"):
         stack.post("ledger", "/v1/register", b"{}", roles=["admin"])
+    _registers(stack.data)
+
+
+def _registers(data: Path) -> None:
+    """The register from the command line: drawn anew and previewed, checked, and who changed what."""
+    at = ("--data", str(data))
+    collection = _json("register", "export-polygons", *at)
+    [two] = [[feature for feature in collection["features"] if feature["geometry"]][:2]]
+    (file := data / "drawn.json").write_text(
+        json.dumps({**collection, "features": [{**two[1], "properties": two[0]["properties"]}]})
+    )
+    moved = _said("register", "import-polygons", str(file), "--from", "2030-01-01", "--dry-run", *at)
+    code = two[0]["properties"]["area"]
+    assert f"+ 区域 area {code} from 2030-01-01" in moved
+    assert "! 自 / from 2030-01-01：" in moved
+    assert "重叠" in moved
+    assert moved.endswith("仅预览，未改动 / a preview: nothing was changed\n")
+    document = {"areas": [{**AREA, "title": {"zh": "新湘小区", "en": "Xinxiang"}, "served_by": "420107"}]}
+    (file := data / "areas.json").write_text(json.dumps(document))
+    changed = _said("register", "apply", str(file), "--why", "joint meeting 7", *at)
+    assert "    服务承担 served_by：420106 → 420107" in changed
+    told = _said("register", "area", "xinxiang", *at)
+    assert "  服务承担 served_by：420107 青山区，自 / since 2024-01-01" in told
+    assert "admin:operator：joint meeting 7" in told
+    assert "个区域 / areas" in _said("register", "check", *at)
+
+
+def _said(*arguments: str) -> str:
+    return subprocess.run([*PAIDAN, *arguments], capture_output=True, text=True, timeout=WITHIN_S, check=True).stdout

@@ -40,6 +40,7 @@ EVENT_INDEXES = (
 CASE_INDEXES = (
     IndexModel({"districts": 1, "first": -1}, name="district"),
     IndexModel({"first": -1}, name="first"),
+    IndexModel({"area": 1, "first": -1}, name="area"),
     IndexModel({"tracking_hash": 1}, name="tracking", partialFilterExpression={"tracking_hash": {"$exists": True}}),
 )
 
@@ -271,6 +272,27 @@ class Store:
             found = self._events.find(_query(selection, since, below), {"b": 1}).sort("_id", ASCENDING).limit(limit)
             return [(document["_id"], document["b"]) for document in await found.batch_size(limit).to_list(limit)]
 
+    async def of_area(self, area: str, below: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """Leaves below an index of every case of an area: in chunks, each case's in order, found by the cases."""
+        for since in range(0, len(cases := await self._cases_of(area, below)), 100):
+            wanted = {"case": {"$in": cases[since : since + 100]}, "_id": {"$lt": below}}
+            with _asking(60):
+                found = self._events.find(wanted, {"b": 1}, hint="case").sort("_id", ASCENDING)
+                chunk = [(document["_id"], bytes(document["b"])) async for document in found]
+            yield chunk
+
+    async def _cases_of(self, area: str, below: int) -> list[str]:
+        with _asking(30):
+            found = self._cases.find({"area": area, "first": {"$lt": below}}, {"_id": 1}).sort("first", ASCENDING)
+            return [document["_id"] async for document in found]
+
+    async def checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
+        """Size, note and `recorded` (ns) of the last checkpoint, or of the last one that is not larger than a size."""
+        by = {} if below is None else {"_id": {"$lte": below}}
+        with _asking():
+            found = await self._database["checkpoints"].find_one(by, sort=[("_id", DESCENDING)])
+        return (found["_id"], found["note"], int(found["recorded"])) if found else None
+
     # --- projections ------------------------------------------------------------------------------------------------
 
     async def projected(self, name: str) -> Projected:
@@ -359,6 +381,13 @@ class Store:
         with _asking():
             found: list[Case] = await self._cases.find(query).sort("first", DESCENDING).limit(limit).to_list(limit)
         return found
+
+    async def open_cases(self, area: str, parties: Sequence[str]) -> int:
+        """How many cases of an area that all of these may see are not over."""
+        over = ["closed", "withdrawn"]
+        with _asking():
+            by = {"area": area, "districts": {"$all": list(parties)}, "state": {"$nin": over}}
+            return int(await self._cases.count_documents(by, hint="area"))
 
     @property
     def _aside(self) -> Any:

@@ -1,0 +1,163 @@
+"""HTTP side of the shared files: which enclaves, their file, their monthly sheet; and how both are read from the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import orjson
+from fastapi import FastAPI, Query, Response
+
+from services.ledger import enclaves, sheets
+from services.ledger.enclaves import Enclave, Entry, Filing, Pin, entries
+from services.ledger.leaves import recorded_ns
+from services.ledger.replay import types_named
+from services.ledger.store import Selection, Store
+from shared.access import allowed
+from shared.auth import EVERYWHERE, Caller
+from shared.envelope import canonical
+from shared.errors import RefusedError
+from shared.facts import HUB, AreaCode
+from shared.web import problems
+
+if TYPE_CHECKING:  # the routes' home knows us
+    from services.ledger.api import Ledger
+
+WAIT_S = 2.0
+"""How long a file waits for the cases to come to its size."""
+CHUNK = 2000
+Party = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
+AsOf = Annotated[
+    int | None,
+    Query(ge=0, description="规模:取不超过它的最后一个检查点 / a size: the last checkpoint that is not larger"),
+]
+Agreed = Annotated[AreaCode | None, Query(description="协议代码,默认为现行者 / which agreement; else the one in force")]
+
+
+async def pin(store: Store, log: str, as_of: int | None) -> Pin:
+    """The last checkpoint, or the last one up to a size; that size itself where there is none yet."""
+    if found := await store.checkpoint(as_of):
+        size, note, recorded = found
+    else:
+        there = await store.size()
+        size = there if as_of is None else min(as_of, there)
+        note, recorded = None, await _recorded(store, size)
+    return Pin(log, size, datetime.fromtimestamp(0, UTC) + timedelta(microseconds=recorded // 1000), note)
+
+
+async def _recorded(store: Store, size: int) -> int:
+    """`recorded` (ns) of the last leaf below a size that is not late."""
+    while size > 0:
+        for _, data in reversed(await store.read(Selection(), max(0, size - 100), size, 100)):
+            leaf = orjson.loads(data)
+            if "late" not in leaf:
+                return recorded_ns(leaf["recorded"])
+        size -= 100
+    return 0
+
+
+async def agreed(store: Store, area: str, at: Pin, *, district: str | None, agreement: str | None) -> Enclave:
+    """The enclave of an area, of the parties that a district belongs to. Raises RefusedError as `enclaves.enclave`."""
+    selection = Selection(district=HUB, types=types_named([fact.name for fact in enclaves.REGISTER]), kinds=("event",))
+    found: list[Entry] = []
+    since = 0
+    while chunk := await store.read(selection, since, at.size, CHUNK):
+        found += entries(chunk, area, at.size)
+        since = chunk[-1][0] + 1
+    return enclaves.enclave(found, area, at.at, district=district, agreement=agreement)
+
+
+async def of_area(store: Store, area: str, size: int) -> AsyncIterator[Entry]:
+    """What a file of the area may rest on, each case's entries in the log's order."""
+    async for chunk in store.of_area(area, size):
+        for entry in entries(chunk, area, size):
+            yield entry
+
+
+def add_routes(app: FastAPI, ledger: Ledger) -> None:
+    """The routes."""
+    barred = problems("unauthenticated", "forbidden", "foreign_district", "not_found", "unavailable")
+
+    async def reached(size: int) -> None:
+        """The cases tell whose leaves to read: they must have come this far."""
+        ends = monotonic() + WAIT_S
+        while ledger.projector.at.position < size:
+            if monotonic() > ends:
+                raise RefusedError("unavailable", retry_after=2)
+            await asyncio.sleep(0.02)
+
+    async def opened(caller: Caller, area: str, as_of: int | None, agreement: str | None) -> tuple[Enclave, Pin]:
+        at = await pin(ledger.store, ledger.origin, as_of)
+        await reached(at.size)
+        whose = None if caller.district == EVERYWHERE else caller.district
+        return await agreed(ledger.store, area, at, district=whose, agreement=agreement), at
+
+    @app.get(
+        "/v1/enclaves",
+        tags=["enclaves"],
+        summary="插花地及其协议 / enclaves and what was agreed",
+        responses=problems("unauthenticated", "forbidden", "unavailable"),
+    )
+    async def list_enclaves(caller: Party) -> Response:
+        register = await ledger.registry.current()
+        shown = []
+        for code, agreement in sorted(register.agreements.items()):
+            if caller.district != EVERYWHERE and caller.district not in agreement.parties:
+                continue
+            area = register.area(agreement.area, register.today(agreement.lead, datetime.now(UTC)))
+            shown.append(
+                {
+                    "area": agreement.area,
+                    "title": area.title if area else None,
+                    "agreement": code,
+                    "parties": sorted(agreement.parties),
+                    "lead": agreement.lead,
+                    "valid_from": agreement.valid_from,
+                    "valid_to": agreement.valid_to,
+                    "open_cases": await ledger.store.open_cases(agreement.area, agreement.parties),
+                }
+            )
+        return _canonical({"enclaves": shown})
+
+    @app.get(
+        "/v1/enclaves/{area}/file",
+        tags=["enclaves"],
+        summary="一档归索:各方所得逐字节相同 / the shared file, the same bytes for each party",
+        responses=barred,
+    )
+    async def file(caller: Party, area: AreaCode, as_of: AsOf = None, agreement: Agreed = None) -> Response:
+        enclave, at = await opened(caller, area, as_of, agreement)
+        filing = Filing(enclave)
+        async for entry in of_area(ledger.store, area, at.size):
+            filing.take(entry)
+        return _canonical(filing.file(at))
+
+    @app.get(
+        "/v1/enclaves/{area}/sheet",
+        tags=["enclaves"],
+        summary="联席会月报 / the monthly sheet for the joint meeting",
+        responses={**barred, **problems("invalid")},
+    )
+    async def sheet(
+        caller: Party,
+        area: AreaCode,
+        month: Annotated[str, Query(pattern=r"^\d{4}-\d{2}$", description="2026-11")],
+        as_of: AsOf = None,
+        agreement: Agreed = None,
+        format: Annotated[Literal["json", "md"], Query(description="md:中文,可打印 / in Chinese, for paper")] = "json",
+    ) -> Response:
+        enclave, at = await opened(caller, area, as_of, agreement)
+        filing = Filing(enclave, until=sheets.months(enclave, month)[1])
+        async for entry in of_area(ledger.store, area, at.size):
+            filing.take(entry)
+        made = sheets.sheet(filing, at, month)
+        if format == "md":
+            return Response(sheets.page(made).encode(), media_type="text/markdown; charset=utf-8")
+        return _canonical(made)
+
+
+def _canonical(document: Any) -> Response:
+    return Response(canonical(document), media_type="application/json")

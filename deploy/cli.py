@@ -471,6 +471,46 @@ def keys_rotate(
         print(_counts(answer))
 
 
+@ledger_app.command(name="enclave")
+def ledger_enclave(
+    area: Annotated[str, typer.Argument(help="插花地代码 / the enclave's area")],
+    month: Annotated[str | None, typer.Option(help="联席会月报，如 2026-11 / its sheet of a month")] = None,
+    agreement: Annotated[str | None, typer.Option(help="协议代码 / which agreement; else the one in force")] = None,
+    as_of: Annotated[int | None, typer.Option(help="账本规模 / as of this size of the ledger; else now")] = None,
+    district: Annotated[str, typer.Option(help="以哪个区的名义 / as which office")] = "*",
+    from_replay: Annotated[
+        Path | None, typer.Option(help="由自己的重放复算 / make it again from this replay", exists=True, dir_okay=False)
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="复算所截至的时刻，见档案 at / as of when, the file's `at`")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="与此档案比较，不同则退出码 1 / compare with it; exit code 1", exists=True, dir_okay=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="写入文件；.md 为可打印月报 / to a file; .md: the sheet for paper")
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """插花地一档归索、联席会月报 / an enclave's shared file, or its monthly sheet."""
+    from deploy import enclaves
+
+    theirs = enclaves.read(check) if check else None
+    how: dict[str, Any] = {"month": month, "agreement": agreement, "as_of": as_of, "district": district}
+    made = enclaves.made(area, data=data, replay=from_replay, at=at, theirs=theirs, **how)
+    document = json.loads(made)
+    if out:
+        out.write_bytes(enclaves.paper(document).encode() if out.suffix == ".md" else made)
+    if theirs is not None:
+        differs = enclaves.compared(theirs, document)
+        print("\n".join(differs) or f"逐字节相同 / the same bytes：{document['digest']}")
+        raise typer.Exit(1 if differs else 0)
+    if json_output:
+        sys.stdout.buffer.write(made)
+    elif not out:
+        print(enclaves.paper(document), end="")
+
+
 @ledger_app.command(name="rebuild")
 def ledger_rebuild(why: Why = "", data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
     """从叶子重算全部投影 / fold every projection again from the leaves."""

@@ -123,6 +123,12 @@ class Running:
         answer: dict[str, Any] = self._call("GET", service, path, roles=roles, params=params).json()
         return answer
 
+    def content(
+        self, service: str, path: str, params: Mapping[str, str], *, roles: Sequence[str], district: str
+    ) -> bytes:
+        """The same as bytes, as somebody of a district. Raises SetupError as `post`."""
+        return self._call("GET", service, path, roles=roles, district=district, params=params).content
+
     def post(
         self,
         service: str,

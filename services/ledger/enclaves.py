@@ -86,7 +86,7 @@ class Pin(NamedTuple):
 
     Attributes:
         at: the newest `recorded` below `size`: what is not yet done is judged as of then.
-        checkpoint: its signed note, None where there is none yet.
+        checkpoint: its text, without the signatures that it has and still gets: those are another matter. None where there is none yet.
     """
 
     log: str
@@ -333,7 +333,7 @@ class Filing:
         """The file in plain data, digest and all; `canonical` of it is what every party gets."""
         document = {"v": VERSION, **self.head(pin), "owners": self._owners(), "cases": self._cases(pin.at)}
         document |= {name: list(getattr(self, name).values()) for name in ("handovers", "conferrals", "help")}
-        document |= {"precedents": self.precedents(), "balance": self.balance(), "leaves": self._leaves()}
+        document |= {"precedents": self.precedents(), "balance": self.balance(), "leaves": self.rests_on()}
         return sealed(document)
 
     def head(self, pin: Pin) -> dict[str, Any]:
@@ -352,6 +352,14 @@ class Filing:
             "offices": {code: known.districts[code].title for code in self.offices() if code in known.districts},
             "items": {code: known.items[code].title for code in items if code in known.items},
         }
+
+    def rests_on(self) -> list[tuple[int, str]]:
+        """Index and hash of every leaf behind the file: these alone make it."""
+        of = self.enclave
+        wanted = {("district", code) for code in self.offices()}
+        wanted |= {("item", case["item"]) for case in self.cases.values() if "item" in case}
+        named = [entry for key, entry in of.sources.items() if key in wanted or key[0] in ("area", "agreement")]
+        return sorted({**self.leaves, **{entry.index: entry.hash for entry in (*named, *of.precedents)}}.items())
 
     def clocks(self, task: Mapping[str, Any], now: datetime) -> dict[str, dict[str, Any]]:
         """
@@ -434,15 +442,8 @@ class Filing:
         asked = {office for one in self.handovers.values() for office in (one["giver"], one["to"])}
         helping = {office for one in self.help.values() for office in (one["asker"], one["to"])}
         conferring = {office for one in self.conferrals.values() for office in (*one["parties"], one["lead"])}
-        return {*self.enclave.parties, *asked, *helping, *conferring, *(task["office"] for task in self.tasks.values())}
-
-    def _leaves(self) -> list[tuple[int, str]]:
-        """Index and hash of every leaf it rests on."""
-        of = self.enclave
-        wanted = {("district", code) for code in self.offices()}
-        wanted |= {("item", case["item"]) for case in self.cases.values() if "item" in case}
-        named = [e for key, e in of.sources.items() if key in wanted or key[0] in ("area", "agreement")]
-        return sorted({**self.leaves, **{entry.index: entry.hash for entry in (*named, *of.precedents)}}.items())
+        holding = {task["office"] for task in self.tasks.values()}
+        return {*self.enclave.parties, self.enclave.lead, *holding, *asked, *helping, *conferring}
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:

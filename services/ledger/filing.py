@@ -12,8 +12,10 @@ import orjson
 from fastapi import FastAPI, Query, Response
 
 from services.ledger import enclaves, sheets
+from services.ledger.asking import Ndjson
 from services.ledger.enclaves import Enclave, Entry, Filing, Pin, entries
 from services.ledger.leaves import recorded_ns
+from services.ledger.notes import Note
 from services.ledger.replay import types_named
 from services.ledger.store import Selection, Store
 from shared.access import allowed
@@ -39,13 +41,15 @@ Agreed = Annotated[AreaCode | None, Query(description="协议代码,默认为现
 
 async def pin(store: Store, log: str, as_of: int | None) -> Pin:
     """The last checkpoint, or the last one up to a size; that size itself where there is none yet."""
-    if found := await store.checkpoint(as_of):
+    checkpoint: str | None = None
+    if found := await store.last_checkpoint(as_of):
         size, note, recorded = found
+        checkpoint = Note.parse(note).body
     else:
         there = await store.size()
         size = there if as_of is None else min(as_of, there)
-        note, recorded = None, await _recorded(store, size)
-    return Pin(log, size, datetime.fromtimestamp(0, UTC) + timedelta(microseconds=recorded // 1000), note)
+        recorded = await _recorded(store, size)
+    return Pin(log, size, datetime.fromtimestamp(0, UTC) + timedelta(microseconds=recorded // 1000), checkpoint)
 
 
 async def _recorded(store: Store, size: int) -> int:
@@ -70,11 +74,15 @@ async def agreed(store: Store, area: str, at: Pin, *, district: str | None, agre
     return enclaves.enclave(found, area, at.at, district=district, agreement=agreement)
 
 
-async def of_area(store: Store, area: str, size: int) -> AsyncIterator[Entry]:
-    """What a file of the area may rest on, each case's entries in the log's order."""
-    async for chunk in store.of_area(area, size):
-        for entry in entries(chunk, area, size):
-            yield entry
+async def lines(store: Store, filing: Filing, at: Pin) -> AsyncIterator[bytes]:
+    """The leaves behind a file as a replay has them: a header, a line per leaf, and a last line, without which it was cut short."""
+    indices = [index for index, _ in filing.rests_on()]
+    of = {"area": filing.enclave.area, "agreement": filing.enclave.agreements[0].agreement}
+    yield canonical({"enclave": enclaves.VERSION, **at._asdict(), **of}) + b"\n"
+    for since in range(0, len(indices), CHUNK):
+        found = await store.at(indices[since : since + CHUNK])
+        yield b"".join(b'{"s":%d,"leaf":%b}\n' % (index, leaf) for index, leaf in found)
+    yield canonical({"end": True, "count": len(indices), "next": None}) + b"\n"
 
 
 def add_routes(app: FastAPI, ledger: Ledger) -> None:
@@ -89,11 +97,19 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
                 raise RefusedError("unavailable", retry_after=2)
             await asyncio.sleep(0.02)
 
-    async def opened(caller: Caller, area: str, as_of: int | None, agreement: str | None) -> tuple[Enclave, Pin]:
+    async def filed(
+        caller: Caller, area: str, as_of: int | None, agreement: str | None, *, month: str | None = None
+    ) -> tuple[Filing, Pin]:
+        """What there is of an enclave that the caller is party to, up to a month's end."""
         at = await pin(ledger.store, ledger.origin, as_of)
         await reached(at.size)
         whose = None if caller.district == EVERYWHERE else caller.district
-        return await agreed(ledger.store, area, at, district=whose, agreement=agreement), at
+        enclave = await agreed(ledger.store, area, at, district=whose, agreement=agreement)
+        filing = Filing(enclave, until=sheets.months(enclave.zone, month)[1] if month else None)
+        async for chunk in ledger.store.of_area(area, at.size):
+            for entry in entries(chunk, area, at.size):
+                filing.take(entry)
+        return filing, at
 
     @app.get(
         "/v1/enclaves",
@@ -129,11 +145,19 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         responses=barred,
     )
     async def file(caller: Party, area: AreaCode, as_of: AsOf = None, agreement: Agreed = None) -> Response:
-        enclave, at = await opened(caller, area, as_of, agreement)
-        filing = Filing(enclave)
-        async for entry in of_area(ledger.store, area, at.size):
-            filing.take(entry)
+        filing, at = await filed(caller, area, as_of, agreement)
         return _canonical(filing.file(at))
+
+    @app.get(
+        "/v1/enclaves/{area}/leaves",
+        tags=["enclaves"],
+        summary="档案所依据的叶子,供复算 / the leaves that the file rests on, to make it again",
+        response_class=Ndjson,
+        responses=barred,
+    )
+    async def leaves(caller: Party, area: AreaCode, as_of: AsOf = None, agreement: Agreed = None) -> Ndjson:
+        filing, at = await filed(caller, area, as_of, agreement)
+        return Ndjson(lines(ledger.store, filing, at))
 
     @app.get(
         "/v1/enclaves/{area}/sheet",
@@ -149,10 +173,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         agreement: Agreed = None,
         format: Annotated[Literal["json", "md"], Query(description="md:中文,可打印 / in Chinese, for paper")] = "json",
     ) -> Response:
-        enclave, at = await opened(caller, area, as_of, agreement)
-        filing = Filing(enclave, until=sheets.months(enclave, month)[1])
-        async for entry in of_area(ledger.store, area, at.size):
-            filing.take(entry)
+        filing, at = await filed(caller, area, as_of, agreement, month=month)
         made = sheets.sheet(filing, at, month)
         if format == "md":
             return Response(sheets.page(made).encode(), media_type="text/markdown; charset=utf-8")

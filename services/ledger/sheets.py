@@ -7,14 +7,14 @@ from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from services.ledger.enclaves import CLOCKS, Enclave, Filing, Pin, midnight, sealed
+from services.ledger.enclaves import CLOCKS, Filing, Pin, midnight, sealed
 from shared.errors import RefusedError
 
 VERSION = "paidan/enclave-sheet/1"
 KEPT, BROKEN = ("met",), ("late", "missed", "overdue")
 
 
-def months(of: Enclave, month: str) -> tuple[datetime, datetime]:
+def months(zone: ZoneInfo, month: str) -> tuple[datetime, datetime]:
     """
     The first moment of a local month, and the first behind it.
 
@@ -26,7 +26,7 @@ def months(of: Enclave, month: str) -> tuple[datetime, datetime]:
     except ValueError:
         raise RefusedError("invalid", field="month", why="须如 2026-11", why_en="as in 2026-11") from None
     following = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-    return midnight(first, of.zone), midnight(following, of.zone)
+    return midnight(first, zone), midnight(following, zone)
 
 
 def sheet(filing: Filing, pin: Pin, month: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def sheet(filing: Filing, pin: Pin, month: str) -> dict[str, Any]:
         RefusedError: `invalid`: the month has not begun.
     """
     of = filing.enclave
-    since, until = months(of, month)
+    since, until = months(of.zone, month)
     if since > pin.at:
         raise RefusedError("invalid", field="month", why=f"{month} 尚未开始", why_en=f"{month} has not begun")
     ends = min(until, pin.at)

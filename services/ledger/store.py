@@ -286,7 +286,13 @@ class Store:
             found = self._cases.find({"area": area, "first": {"$lt": below}}, {"_id": 1}).sort("first", ASCENDING)
             return [document["_id"] async for document in found]
 
-    async def checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
+    async def at(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
+        """The leaves of these indices, oldest first."""
+        with _asking(30):
+            found = self._events.find({"_id": {"$in": list(indices)}}, {"b": 1}).sort("_id", ASCENDING)
+            return [(document["_id"], bytes(document["b"])) async for document in found]
+
+    async def last_checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
         """Size, note and `recorded` (ns) of the last checkpoint, or of the last one that is not larger than a size."""
         by = {} if below is None else {"_id": {"$lte": below}}
         with _asking():

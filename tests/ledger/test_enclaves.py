@@ -33,6 +33,7 @@ from shared.bus import Delivery
 from shared.envelope import Envelope, canonical
 from shared.errors import RefusedError
 from shared.facts import (
+    AgreementSet,
     Fact,
     HelpAnswered,
     HelpAsked,
@@ -79,7 +80,7 @@ def log(stream: Iterable[Envelope]) -> Leaves:
         for sequence, one in enumerate(stream, 1)
     ]
     made = leaves.extend(Prefix(LOG, created="2026-01-01T00:00:00.000000001Z"), map(leaves.read, deliveries), {})
-    assert all(leaf.kind == "event" for leaf in made)
+    assert {leaf.kind for leaf in made} <= {"event", "heads"}
     return [(leaf.index, leaf.data) for leaf in made]
 
 
@@ -100,7 +101,7 @@ def file(found: Leaves, *, at: datetime, size: int | None = None, **of: Any) -> 
 
 def sheet(found: Leaves, month: str, *, at: datetime) -> dict[str, Any]:
     """The sheet of a month."""
-    until = sheets.months(filed(found, at=at).enclave, month)[1]
+    until = sheets.months(filed(found, at=at).enclave.zone, month)[1]
     return sheets.sheet(filed(found, at=at, until=until), Pin(LOG, len(found), at), month)
 
 
@@ -110,9 +111,10 @@ def of_office(found: Leaves, district: str) -> Leaves:
     return [(i, leaf) for i, leaf in found if any({s["d"]} in seen for s in orjson.loads(leaf)["scopes"])]
 
 
-def played() -> City:
-    """A month in the enclave: a case done, one refused twice and ruled on, one with help, one handed over, with help returned."""
+def played(*more: AgreementSet) -> City:
+    """A month in the enclave: a case done, one refused twice and ruled on, one with help, one handed over, and help refused."""
     city = City.at_work()
+    city.stream += [envelope(fact) for fact in more]
     city.ask(WUCHANG, Enrol(members=(enrolled(LI, OUJING, XINXIANG),)))
     for n in range(1, 5):
         ask(city, n)

@@ -12,7 +12,7 @@ import orjson
 from fastapi import FastAPI, Header, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases, filing, register_api
+from services.ledger import cases, enclave_api, register_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -375,7 +375,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         following = ledger.cursors.seal(question, found[limit][0]) if len(found) > limit else None
         return _json({"acts": [act for _, act in found[:limit]], "next": following})
 
-    filing.add_routes(app, ledger)
+    enclave_api.add_routes(app, ledger)
     return app
 
 

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from deploy.demo.boards import Board
 from deploy.demo.calls import Calls
+from services.ledger import enclaves
 
 SERVING, LOCATED = "420106", "420107"
 MUST_HAPPEN = (
@@ -51,6 +52,36 @@ class Told:
     state: str
     heard: Mapping[str, int]
     failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """一档归索: the shared file as either office got it, and what about it does not hold."""
+
+    file: Mapping[str, Any]
+    failures: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        many = {name: len(self.file[name]) for name in ("cases", "handovers", "leaves") if name in self.file}
+        return {**{name: self.file.get(name) for name in ("digest", "size", "checkpoint")}, **many}
+
+
+async def share(calls: Calls, area: str) -> Shared:
+    """Get the enclave's shared file with a token of either office, as of the same size, and compare."""
+    files: list[dict[str, Any]] = []
+    for district in (SERVING, LOCATED):
+        token = calls.token("dispatcher", district=district, sub=f"duty-{district}")
+        as_of = {"as_of": int(files[0]["size"])} if files else {}
+        answer = await calls.get("ledger", f"/v1/enclaves/{area}/file", token=token, **as_of)
+        if not answer.ok:
+            return Shared({}, (f"{district} 取不到一档归索 / cannot get the shared file: {answer}",))
+        files.append(answer.document)
+    mine, theirs = files
+    failures = [f"一档归索两区不同 / the offices' files differ: {path}" for path in enclaves.differences(mine, theirs)]
+    if enclaves.digest(mine) != mine["digest"]:
+        failures.append("一档归索摘要不符 / the shared file is not what its digest says")
+    return Shared(mine, tuple(failures))
 
 
 async def tell(calls: Calls, request: str, register: dict[str, Any], boards: Mapping[str, Board]) -> Told:

@@ -187,6 +187,7 @@ class Course:
             self._diary.fail(f"序号对不上 / sequences unaccounted for: {numbers}")
         received = Counter({channel: self._receivers.counts[channel] for channel in (*HTTP_CHANNELS, MAIL)})
         told = await enclave.tell(self._calls, self._story, self._registers[PLACE], self.boards.by_district)
+        shared = await enclave.share(self._calls, told.area)
         both = {key: [*self._registers[PLACE][key], *self._registers[BOSTON][key]] for key in self._registers[PLACE]}
         return Summary(
             districts=[code for name in (PLACE, BOSTON) for code in self._codes(name)],
@@ -199,8 +200,14 @@ class Course:
             latencies_ms=self._diary.latencies_ms(),
             load=self._load,
             enclave=told,
+            shared=shared,
             took_s=time.monotonic() - began,
-            failures=[*self._diary.failures, *told.failures, *figures.compare(folded, self._diary, received)],
+            failures=[
+                *self._diary.failures,
+                *told.failures,
+                *shared.failures,
+                *figures.compare(folded, self._diary, received),
+            ],
         )
 
     def _codes(self, name: str) -> list[str]:

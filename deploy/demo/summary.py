@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deploy.demo.enclave import Names, Told, local
+from deploy.demo.enclave import Names, Shared, Told, local
 from deploy.demo.figures import Figures
 
 HEADS = {
@@ -73,6 +73,7 @@ class Summary:
     latencies_ms: Mapping[str, Sequence[float]]
     load: Mapping[str, float]
     enclave: Told
+    shared: Shared
     took_s: float
     failures: Sequence[str]
 
@@ -113,6 +114,7 @@ class Summary:
                     {"time": step.time, "fact": step.name, "zh": step.zh, "districts": list(step.districts)}
                     for step in self.enclave.steps
                 ],
+                "file": self.shared.document(),
             },
             "took_s": round(self.took_s, 1),
         }
@@ -175,6 +177,14 @@ class Summary:
             table.add_row(local(step.time, "%H:%M:%S.%f")[:-3], *seen)
         console.print(table)
         console.print()
+        if file := self.shared.file:
+            console.print(
+                f"[bold]一档归索 / the shared file[/bold]  {area}：案件 {len(file['cases'])} 件，转办 {len(file['handovers'])} 次，"
+                f"所据叶子 {len(file['leaves'])} 片；{' 与 '.join(map(self.names.district, file['parties']))}所得逐字节相同 / "
+                f"the same bytes for both",
+                soft_wrap=True,
+            )
+            console.print(f"  摘要 / digest {file['digest']}  账本规模 / at size {file['size']}\n", soft_wrap=True)
 
     def _messages(self) -> Table:
         table = Table(

@@ -157,6 +157,12 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     )
     async def leaves(caller: Party, area: AreaCode, as_of: AsOf = None, agreement: Agreed = None) -> Ndjson:
         filing, at = await filed(caller, area, as_of, agreement)
+        sharing = ledger.registry.sharing
+        if not sharing.loaded:
+            raise RefusedError("unavailable", retry_after=2)
+        # The file holds no more than the offices agreed to keep together; the facts themselves are closed with the agreement.
+        if caller.district != EVERYWHERE and not sharing.shares(caller.district, area, datetime.now(UTC)):
+            raise RefusedError("foreign_district", district=filing.enclave.lead, yours=caller.district)
         return Ndjson(lines(ledger.store, filing, at))
 
     @app.get(

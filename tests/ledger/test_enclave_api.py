@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -13,10 +14,10 @@ from deploy.cli import app
 from deploy.errors import SetupError
 from services.ledger.enclaves import read, sealed
 from shared.envelope import canonical
-from tests.examples import AGREEMENT, HONGSHAN, QINGSHAN, WUCHANG, XINXIANG, id_of
+from tests.examples import AGREEMENT, HONGSHAN, QINGSHAN, REGISTER, WUCHANG, XINXIANG, envelope, id_of, submitted
 from tests.ledger.examples import message
 from tests.ledger.test_api import Service, service  # noqa: F401
-from tests.ledger.test_enclaves import ask, played
+from tests.ledger.test_enclaves import ask, joint, played
 
 OFFICES = (WUCHANG, QINGSHAN)
 FILE, SHEET = f"/v1/enclaves/{XINXIANG}/file", f"/v1/enclaves/{XINXIANG}/sheet"
@@ -109,3 +110,18 @@ async def test_who_may_read_it(service: Service) -> None:  # noqa: F811
     wrong = await service.get(SHEET, "auditor", month="2026-13")
     assert (wrong.status_code, wrong.json()["field"]) == (422, "month")
     assert id_of("request", 1) in (await service.get(FILE, "supervisor", of=WUCHANG)).text
+
+
+async def test_who_was_a_party_keeps_the_file_and_gets_the_facts_no_more(service: Service) -> None:  # noqa: F811
+    day = datetime(2026, 11, 19, 2, tzinfo=UTC)
+    ended = AGREEMENT.model_copy(update={"valid_to": day.date()})
+    register = [envelope(fact, at=day) for fact in (*REGISTER, ended)]
+    await service.published(*map(message, (*register, joint(submitted(1, area=XINXIANG), at=day))))
+    mine, theirs = [await got(service, FILE, of) for of in OFFICES]
+    assert mine == theirs
+    assert [case["case"] for case in read(mine)["cases"]] == [id_of("request", 1)]
+    path = f"/v1/enclaves/{XINXIANG}/leaves"
+    assert (await service.get(path, "auditor", of=QINGSHAN)).json()["code"] == "foreign_district"
+    serving = await got(service, path, WUCHANG)
+    assert serving == await got(service, path, "*")
+    assert id_of("request", 1).encode() in serving

@@ -109,6 +109,15 @@ def test_the_enclave_case_is_told_in_chinese_as_both_offices_see_it(summary: dic
 
 
 @pytest.mark.timeout(240)
+def test_both_offices_have_the_same_shared_file_with_the_case_in_it(summary: dict[str, Any]) -> None:
+    file = summary["enclave"]["file"]
+    assert len(file["digest"]) == 64
+    assert file["cases"] >= 1
+    assert file["handovers"] == 1
+    assert file["leaves"] > len(summary["enclave"]["steps"])
+
+
+@pytest.mark.timeout(240)
 def test_each_offices_app_heard_its_side_of_the_case_on_the_bus(summary: dict[str, Any]) -> None:
     """The same steps, but for what the serving office keeps to itself: whom it considered, and whom it told."""
     enclave = summary["enclave"]

@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
@@ -396,6 +398,60 @@ async def _precedents(offices: Offices, token: str) -> list[dict[str, Any]]:
     assert answer
     precedents: list[dict[str, Any]] = answer.document["precedents"]
     return precedents
+
+
+async def test_a_place_changes_its_office_from_today_and_what_is_open_stays(offices: Offices) -> None:
+    admin = offices.system.token("admin", district="*")
+    found = await offices.system.insist("GET", "ledger", "/v1/register", token=admin)
+    assert found
+    north = next(area for area in found.document["areas"] if area["area"] == "north")
+    village = {**north, "area": "village", "polygon": [], "owned_by": "铁路局"}
+
+    async def apply(areas: list[dict[str, Any]], why: str) -> None:
+        body = {"document": {"areas": areas}, "why": why}
+        answer = await offices.system.insist("POST", "ledger", "/v1/register", body, token=admin)
+        assert answer
+        assert answer.status == 200, answer
+
+    await apply([village], "as it is")
+    body = {"service": "lamp", "location": {"area": "village"}}
+    ends, key = time.monotonic() + 20, fresh_key()
+    while (
+        first := await offices.system.insist("POST", "intake", "/v1/requests", body, key=key)
+    ) and first.status != 201:
+        assert time.monotonic() < ends, first  # intake has not heard of the village yet
+        await asyncio.sleep(0.1)
+    assert first
+    offices.system.submitted[key] = [first.document]
+    assert first.document["district"] == DISTRICT
+    task = await offices.task(DISTRICT, first.document["id"])
+    today = datetime.now(ZoneInfo("Asia/Shanghai")).date().isoformat()
+    await apply([{**village, "valid_from": today, "served_by": OTHER}], "minutes 7")
+    while (later := await offices.submit(area="village"))["district"] != OTHER:
+        assert time.monotonic() < ends, later
+        await offices.finish(DISTRICT, later["id"])
+    assert (await offices.task(DISTRICT, first.document["id"]))["id"] == task["id"], "it stays with who signed for it"
+    token = offices.system.token("auditor", district=OTHER)
+    while True:
+        told = await offices.system.insist("GET", "ledger", "/v1/register/areas/village", token=token)
+        assert told
+        if told.status == 200 and len(told.document["history"]) == 2:
+            break
+        assert time.monotonic() < ends, told
+        await asyncio.sleep(0.1)
+    owners = {name: owner["who"] for name, owner in told.document["owners"].items()}
+    assert owners == {
+        "located_in": DISTRICT,
+        "administered_by": DISTRICT,
+        "owned_by": "铁路局",
+        "served_by": OTHER,
+    }
+    assert [(entry["by"], entry["why"]) for entry in told.document["history"]] == [
+        ("admin:operator", "as it is"),
+        ("admin:operator", "minutes 7"),
+    ]
+    for request, district in ((first.document["id"], DISTRICT), (later["id"], OTHER)):
+        await offices.finish(district, request)
 
 
 async def test_somebody_is_lent_and_free_again(offices: Offices) -> None:

@@ -42,7 +42,7 @@ SERVICE_SECRETS: Mapping[str, tuple[str, ...]] = {
     "intake": ("intake_secret", "contact_pepper", "district_kek"),
     "dispatch": (),
     "notify": ("reply_secret",),
-    "ledger": ("ledger_cursor_secret",),
+    "ledger": ("ledger_cursor_secret", "ledger_signing_key"),
 }
 MONGO_USERS = ("admin", "ledger", "auditor")
 
@@ -326,7 +326,12 @@ RIGHTS: Mapping[str, Rights] = {
         ("notify.*.alive.>",),
         answers=True,
     ),
-    "ledger": _rights("ledger", (), ("qry.*.ledger.case", "qry.*.witness.*"), answers=True),
+    "ledger": _rights(
+        "ledger",
+        ("$KV.CHECKPOINTS.>", *_reads("KV_CHECKPOINTS")),
+        ("qry.*.ledger.case", "qry.*.witness.*"),
+        answers=True,
+    ),
 }
 
 

@@ -25,7 +25,8 @@ def declared(replicas: int = 1) -> tuple[dict[str, Any], ...]:
     EVENTS keeps every fact for ever and stores whole batches only; staff apps see `live.evt.>`, which is republished once a
     message is stored, because plain subscribers of `evt.>` would also see batches that are then refused. SEALED and KEYS are
     plain streams: a key-value bucket forbids deleting by sequence, which is what really erases. They and CONTACTS hold every message
-    until it is deleted so: one that a later one pushes out (`max_msgs_per_subject`) stays on the disk.
+    until it is deleted so: one that a later one pushes out (`max_msgs_per_subject`) stays on the disk. CHECKPOINTS holds what the
+    ledger signed last, outside its database: nobody takes it away, the next one takes its place.
     """
     streams: tuple[dict[str, Any], ...] = (
         {
@@ -62,6 +63,14 @@ def declared(replicas: int = 1) -> tuple[dict[str, Any], ...]:
             **KV,
             "allow_rollup_hdrs": False,
             "max_msgs_per_subject": -1,
+        },
+        {
+            "name": "KV_CHECKPOINTS",
+            "subjects": ["$KV.CHECKPOINTS.>"],
+            **KV,
+            "allow_rollup_hdrs": False,
+            "deny_delete": True,
+            "deny_purge": True,
         },
         {"name": "KV_LEASES", "subjects": ["$KV.LEASES.>"], **KV, "allow_msg_ttl": True},
         {

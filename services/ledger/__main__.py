@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,10 @@ import uvloop
 
 from services.ledger import api, precedents
 from services.ledger.api import Ledger
+from services.ledger.checkpoints import Keys, Signer
+from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
-from services.ledger.leaves import ForeignLogError
+from services.ledger.leaves import ForeignLogError, Leaf
 from services.ledger.projecting import Projector, RebuildLostError, rebuild
 from services.ledger.registering import Registry
 from services.ledger.replay import Cursors
@@ -39,10 +41,18 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed(), ca_file=settings.nats_ca_file)
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
     projector = Projector(store)
-    ingest = Ingest(bus, store, settings.origin, stored=projector.hand)
+    tree = Tree(store)
+
+    def stored(batch: Sequence[Leaf]) -> None:
+        projector.hand(batch)
+        tree.hand(batch)
+
+    ingest = Ingest(bus, store, settings.origin, stored=stored)
     registry = Registry(bus)
-    ledger = Ledger(settings.origin, bus, store, ingest, projector, registry, Cursors(settings.cursor_key()))
-    stopping, settled = asyncio.Event(), asyncio.Event()
+    signer = Signer(bus, store, tree, Keys(settings.origin, settings.signing_key))
+    cursors = Cursors(settings.cursor_key())
+    ledger = Ledger(settings.origin, bus, store, ingest, projector, registry, cursors, signer)
+    stopping, settled, grown = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def ready() -> Mapping[str, str]:
         return {"stopping": "draining"} if stopping.is_set() else await missing(ledger)
@@ -51,11 +61,13 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     queries = await bus.serve(api.QUERY, partial(api.answer_query, ledger), alone=True, apart=True)
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
+    growing = asyncio.create_task(tree.run(settled), name="tree")
+    signing = asyncio.create_task(signer.run(grown), name="signer")
     following = asyncio.create_task(registry.run(settled), name="register")
     ruling = asyncio.create_task(precedents.follow(bus, registry, stopping), name="precedents")
     serving = asyncio.create_task(serve(app, settings, until=stopping), name="http")
     told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
-    work: set[asyncio.Task[Any]] = {writing, folding, following, ruling, serving}
+    work: set[asyncio.Task[Any]] = {writing, folding, growing, signing, following, ruling, serving}
     logger().info("ledger_started", log=settings.origin, port=settings.http_port)
     try:
         await asyncio.wait(told | work, return_when=asyncio.FIRST_COMPLETED)
@@ -64,7 +76,9 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
         ending = asyncio.create_task(queries.end())  # who waits for a position may still see it come
         await asyncio.wait({writing, serving})  # the batch at hand is finished, answers under way go out
         settled.set()
-        await asyncio.wait({folding, following, ruling, ending}, timeout=10)
+        await asyncio.wait({folding, growing, following, ruling, ending}, timeout=10)
+        grown.set()
+        await asyncio.wait({signing}, timeout=5)
         for task in told:
             task.cancel()
         await bus.drain()
@@ -84,6 +98,8 @@ async def missing(ledger: Ledger) -> dict[str, str]:
         lacks["ingest"] = "the tail is not known yet"
     if not ledger.registry.sharing.loaded:
         lacks["register"] = "not read yet"
+    if ledger.signer.refusal is not None:
+        lacks["checkpoints"] = f"{ledger.signer.refusal.code}: {ledger.signer.refusal}"
     if not ledger.bus.connected:
         lacks["nats"] = "not connected"
     elif ledger.bus.refused:

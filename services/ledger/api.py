@@ -12,7 +12,7 @@ import orjson
 from fastapi import FastAPI, Header, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases, enclave_api, register_api
+from services.ledger import cases, enclave_api, publishing, register_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -25,6 +25,7 @@ from services.ledger.asking import (
     Reader,
     district_of,
 )
+from services.ledger.checkpoints import Signer
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.projecting import Projector
@@ -64,6 +65,7 @@ class Ledger:
     projector: Projector
     registry: Registry
     cursors: Cursors
+    signer: Signer
     counted: tuple[int, int, int] = field(default=(0, 0, 0))
     """Epoch, sequence and how many leaves were counted up to there: the log below never changes."""
 
@@ -212,6 +214,7 @@ async def summary(ledger: Ledger) -> dict[str, Any]:
         "source": {"stream": STREAM, "created": created, "epoch": epoch},
         "stream_last_sequence": stream_last,
         "projected_sequence": ledger.projector.at.sequence,
+        "checkpoint": publishing.in_numbers(ledger.signer),
         "complete": counted - gaps_here + covered == last - base,
     }
 
@@ -376,6 +379,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         return _json({"acts": [act for _, act in found[:limit]], "next": following})
 
     enclave_api.add_routes(app, ledger)
+    publishing.add_routes(app, ledger.store, ledger.signer, ledger.cursors)
     return app
 
 

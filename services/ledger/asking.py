@@ -18,6 +18,7 @@ Anyone = Annotated[Caller, allowed("clerk", "member", "dispatcher", "supervisor"
 Registrar = Annotated[Caller, allowed("admin", of="everywhere")]
 Admin = Annotated[Caller, allowed("admin", of="district")]
 Auditor = Annotated[Caller, allowed("auditor", of="district")]
+Everything = Annotated[Caller, allowed("auditor", of="everywhere")]
 
 District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
 AreaGiven = Annotated[str | None, Query(max_length=40)]

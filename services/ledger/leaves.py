@@ -230,6 +230,12 @@ def recorded_ns(text: str) -> int:
     return int(whole.timestamp()) * 1_000_000_000 + int(text[20:29])
 
 
+def timely_ns(leaf: bytes) -> int | None:
+    """`recorded` of a leaf; None for one that is late."""
+    document = orjson.loads(leaf)
+    return None if "late" in document else recorded_ns(document["recorded"])
+
+
 @lru_cache(maxsize=1024)
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

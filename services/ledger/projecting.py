@@ -8,7 +8,7 @@ leaves twice, or by two instances at once, changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +18,7 @@ import orjson
 
 from services.ledger import cases
 from services.ledger.cases import Case
+from services.ledger.handing import Handed
 from services.ledger.leaves import EVENT, GAP, Leaf
 from services.ledger.store import Projected, Selection, Store, StoreUnavailableError
 from shared.envelope import Envelope, opened
@@ -25,8 +26,6 @@ from shared.telemetry import logger
 
 NAME = "cases"
 BATCH_MAX = 2000
-HANDED_MAX = 6_000
-"""Leaves kept in memory for the fold; beyond, it reads them back from the store."""
 CASES_KEPT_MAX = 10_000
 REBUILD_SILENT_S = 15.0
 """A rebuild that has not moved for so long is dead, and projecting goes on."""
@@ -42,20 +41,14 @@ class Projector:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._handed: deque[Leaf] = deque()
+        self._handed = Handed()
         self._kept: OrderedDict[str, Case] = OrderedDict()
-        self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
         self.at = Projected()
 
     def hand(self, stored: Sequence[Leaf]) -> None:
         """Leaves that have just been stored, so that they need not be read back."""
-        if self._handed and (
-            stored[0].index != self._handed[-1].index + 1 or len(self._handed) + len(stored) > HANDED_MAX
-        ):
-            self._handed.clear()
-        self._handed.extend(stored)
-        self._wake.set()
+        self._handed.put(stored)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the log until told to stop, then once more to its end."""
@@ -70,12 +63,12 @@ class Projector:
                     pass
                 if stop.is_set():
                     return
-                self._wake.clear()
+                self._handed.wake.clear()
                 if not (quiet := not self._handed):
                     continue
                 try:
                     async with asyncio.timeout(0.5):
-                        await self._wake.wait()
+                        await self._handed.wake.wait()
                     quiet = False
                 except TimeoutError:
                     pass  # nothing was handed over: perhaps another instance writes
@@ -103,7 +96,7 @@ class Projector:
         """Fold what is next; whether there was anything. What was not handed over in turn is read from the store."""
         if self.at.paused is not None:
             await self._wait_for_rebuild()
-        batch = self._take_handed()
+        batch = self._handed.take(self.at.position, BATCH_MAX)
         if not batch and (look_back or self._handed):
             batch = await read_back(self._store, self.at.position, await self._store.size())
         if not batch:
@@ -118,13 +111,6 @@ class Projector:
         else:
             await self._look()
         return True
-
-    def _take_handed(self) -> list[Leaf]:
-        while self._handed and self._handed[0].index < self.at.position:
-            self._handed.popleft()
-        if not self._handed or self._handed[0].index != self.at.position:
-            return []
-        return [self._handed.popleft() for _ in range(min(BATCH_MAX, len(self._handed)))]
 
     async def _wait_for_rebuild(self) -> None:
         """Nothing is folded while somebody rebuilds, unless they have died: then on from where we were."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 from pydantic import Field, SecretStr
 
@@ -24,3 +25,8 @@ class LedgerSettings(ServiceSettings):
         if self.secrets_dir is None:
             return secrets.token_bytes(32)
         return self.secret("ledger_cursor_secret").get_secret_value().encode()
+
+    @property
+    def signing_key(self) -> Path | None:
+        """The file of the key that checkpoints are signed with; without secrets none: a key that nobody keeps proves nothing."""
+        return self.secret_file("ledger_signing_key") if self.secrets_dir else None

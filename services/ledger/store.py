@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from datetime import datetime
+from typing import Any, NamedTuple, Self
 
 import orjson
 import pymongo
@@ -22,6 +23,7 @@ from pymongo.read_concern import ReadConcern
 from services.ledger import leaves
 from services.ledger.cases import Case
 from services.ledger.leaves import First, Leaf
+from services.ledger.tree import Tile
 from shared.errors import PaidanError, UnavailableError
 from shared.facts import HUB
 
@@ -88,6 +90,21 @@ class Selection:
     lost: tuple[str, ...] | None = None
 
 
+class Signed(NamedTuple):
+    """
+    A signed checkpoint as it is kept.
+
+    Attributes:
+        recorded_ns: the latest `recorded` of the log at that size: checkpoints map time to size.
+        at: when it was signed.
+    """
+
+    size: int
+    note: str
+    recorded_ns: int
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Projected:
     """
@@ -117,6 +134,10 @@ class Store:
             "events", write_concern=durable, read_concern=ReadConcern("majority")
         )
         self._rejects = self._database.get_collection("rejects", write_concern=durable)
+        self._tiles, self._checkpoints, self._cosigs = (
+            self._database.get_collection(name, write_concern=durable, read_concern=ReadConcern("majority"))
+            for name in ("tiles", "checkpoints", "cosigs")
+        )
         # Projections can be made again from the log: they do not wait for the disk.
         self._cases: Any = self._database.get_collection("proj_cases", write_concern=WriteConcern(w=1))
         self._projections = self._database.get_collection("proj_state", write_concern=WriteConcern(w=1))
@@ -171,14 +192,15 @@ class Store:
                     raise
                 raise CollisionError(event_id="eid" in errors[0].get("keyPattern", {}), at=errors[0]["index"]) from None
 
-    async def tail(self) -> tuple[bytes | None, int]:
-        """The last leaf, and `recorded` (ns) of the last that is not late."""
+    async def tail(self, below: int | None = None) -> tuple[bytes | None, int]:
+        """The last leaf (below an index), and `recorded` (ns) of the last that is not late."""
+        by = {} if below is None else {"_id": {"$lt": below}}
         with _asking():
             last: bytes | None = None
-            async for found in self._events.find({}, {"b": 1}).sort("_id", DESCENDING).batch_size(2):
+            async for found in self._events.find(by, {"b": 1}).sort("_id", DESCENDING).batch_size(2):
                 last = last or found["b"]
-                if b'"late":true,' not in found["b"] or "late" not in orjson.loads(found["b"]):
-                    return last, leaves.recorded_ns(orjson.loads(found["b"])["recorded"])
+                if (newest_ns := leaves.timely_ns(found["b"])) is not None:
+                    return last, newest_ns
             return last, 0
 
     async def size(self) -> int:
@@ -296,8 +318,82 @@ class Store:
         """Size, note and `recorded` (ns) of the last checkpoint, or of the last one that is not larger than a size."""
         by = {} if below is None else {"_id": {"$lte": below}}
         with _asking():
-            found = await self._database["checkpoints"].find_one(by, sort=[("_id", DESCENDING)])
+            found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
         return (found["_id"], found["note"], int(found["recorded"])) if found else None
+
+    async def whole(self, since: int, below: int) -> bool:
+        """Whether a majority holds every leaf of a range."""
+        with _asking(60):
+            by = {"_id": {"$gte": since, "$lt": below}}
+            return int(await self._events.count_documents(by, hint="_id_")) == max(0, below - since)
+
+    async def raw(self, digest: str) -> bytes | None:
+        """The bytes of a message that is no event, by the digest in its leaf."""
+        with _asking():
+            found = await self._rejects.find_one({"_id": digest})
+        return bytes(found["b"]) if found else None
+
+    async def raw_sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """How many bytes such messages have, by digest."""
+        with _asking():
+            found = self._rejects.aggregate(
+                [{"$match": {"_id": {"$in": list(digests)}}}, {"$project": {"size": {"$binarySize": "$b"}}}]
+            )
+            return {document["_id"]: document["size"] async for document in found}
+
+    # --- tree and checkpoints ---------------------------------------------------------------------------------------
+
+    async def tiles(self, level: int, numbers: Iterable[int]) -> dict[int, bytes]:
+        """The hashes of full tiles of one level, of those that are there."""
+        ids = {_tile_id(level, number): number for number in numbers}
+        with _asking():
+            found = self._tiles.find({"_id": {"$in": list(ids)}})
+            return {ids[document["_id"]]: bytes(document["h"]) async for document in found}
+
+    async def put_tiles(self, tiles: Mapping[Tile, bytes]) -> list[Tile]:
+        """
+        Store full tiles, lower numbers first, so that a crash leaves no hole.
+
+        Returns: those that are there already with other hashes; they stay as they are.
+        """
+        documents = [{"_id": _tile_id(tile.level, tile.number), "h": hashes} for tile, hashes in tiles.items()]
+        with _asking():
+            try:
+                await self._tiles.insert_many(documents, ordered=True)
+            except BulkWriteError as why:
+                _only_duplicates(why)
+            else:
+                return []
+            # Some were there: another instance stored them, or this one before it was killed.
+            await _insert_new(self._tiles, documents)
+            found = self._tiles.find({"_id": {"$in": [document["_id"] for document in documents]}})
+            there = {document["_id"]: bytes(document["h"]) async for document in found}
+        return [tile for tile, hashes in tiles.items() if there[_tile_id(tile.level, tile.number)] != hashes]
+
+    async def checkpoint(self, size: int | None = None) -> Signed | None:
+        """The checkpoint of this size; without one the newest."""
+        by = {} if size is None else {"_id": size}
+        with _asking():
+            found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
+        return Signed(found["_id"], found["note"], found["recorded"], found["at"]) if found else None
+
+    async def put_checkpoint(self, signed: Signed) -> None:
+        """Store a checkpoint, unless there is one of this size."""
+        document = {"_id": signed.size, "note": signed.note, "recorded": signed.recorded_ns, "at": signed.at}
+        with _asking():
+            await _insert_new(self._checkpoints, [document])
+
+    async def cosignatures(self, size: int) -> list[str]:
+        """The signature lines of those who have cosigned the checkpoint of this size, by their names."""
+        with _asking():
+            found = self._cosigs.find({"_id": {"$gte": f"{size}/", "$lt": f"{size}0"}}).sort("_id", ASCENDING)
+            return [document["line"] async for document in found]
+
+    async def put_cosignature(self, size: int, witness: str, line: str) -> None:
+        """Store a witness's signature line, unless there is one of theirs for this size."""
+        document = {"_id": f"{size}/{witness}", "size": size, "witness": witness, "line": line}
+        with _asking():
+            await _insert_new(self._cosigs, [document])
 
     # --- projections ------------------------------------------------------------------------------------------------
 
@@ -350,9 +446,7 @@ class Store:
             try:
                 await collection.bulk_write(writes, ordered=False)
             except BulkWriteError as why:  # a duplicate key: what is there is as new
-                errors = why.details["writeErrors"] if why.details else []
-                if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
-                    raise
+                _only_duplicates(why)
 
     async def case(self, *, id: str | None = None, tracking_hash: str | None = None) -> Case | None:
         """One case document."""
@@ -469,9 +563,17 @@ async def _insert_new(collection: Any, documents: Sequence[Mapping[str, Any]]) -
     try:
         await collection.insert_many(documents, ordered=False)
     except BulkWriteError as why:
-        errors = why.details["writeErrors"] if why.details else []
-        if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
-            raise
+        _only_duplicates(why)
+
+
+def _only_duplicates(why: BulkWriteError) -> None:
+    errors = why.details["writeErrors"] if why.details else []
+    if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
+        raise why
+
+
+def _tile_id(level: int, number: int) -> str:
+    return f"{level}/{number}"
 
 
 @contextmanager

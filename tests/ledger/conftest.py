@@ -1,14 +1,17 @@
 """A bus with streams, a database, and ledgers on them: `bench` holds them together for a test."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
+from services.ledger.checkpoints import Keys, Signer
+from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
+from services.ledger.leaves import Leaf
 from services.ledger.projecting import Projector
 from services.ledger.store import Selection, Store
 from shared import streams
@@ -35,9 +38,16 @@ class Bench:
         """Store messages as they are, in one batch; the last one's sequence."""
         return await self.admin.commit([Message(subject, data) for subject, data in messages])
 
-    def ingest(self, projector: Projector | None = None, store: Store | None = None) -> Ingest:
+    def ingest(
+        self, projector: Projector | None = None, store: Store | None = None, tree: Tree | None = None
+    ) -> Ingest:
         """A writer, running until the test ends or `stop`."""
-        stored = projector.hand if projector else lambda batch: None
+
+        def stored(batch: Sequence[Leaf]) -> None:
+            for follower in (projector, tree):
+                if follower:
+                    follower.hand(batch)
+
         ingest = Ingest(self.bus, store or self.store, ORIGIN, stored=stored)
         stop = asyncio.Event()
         self._running.append((stop, asyncio.create_task(ingest.run(stop))))
@@ -49,6 +59,18 @@ class Bench:
         stop = asyncio.Event()
         self._running.append((stop, asyncio.create_task(projector.run(stop))))
         return projector
+
+    def tree(self, store: Store | None = None) -> Tree:
+        """A tree, growing."""
+        tree = Tree(store or self.store)
+        stop = asyncio.Event()
+        self._running.append((stop, asyncio.create_task(tree.run(stop))))
+        return tree
+
+    def signer(self, tree: Tree, bus: Bus | None = None) -> Signer:
+        """What signs it, not running."""
+        file = self.identities.secrets_dir("ledger") / "ledger_signing_key"
+        return Signer(bus or self.bus, self.store, tree, Keys(ORIGIN, file))
 
     async def stop(self) -> None:
         """Stop what runs, in order."""

@@ -18,6 +18,7 @@ from deploy.servers import free_port
 from services.ledger import api
 from services.ledger.__main__ import run
 from services.ledger.api import Ledger
+from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
 from services.ledger.projecting import Projector
 from services.ledger.registering import Registry
@@ -213,7 +214,9 @@ async def test_before_the_register_is_read_nobody_is_shown_what_it_may_have_clos
     registry = Registry(service.bench.bus)
     bench, projector = service.bench, Projector(service.bench.store)
     ingest = Ingest(bench.bus, bench.store, ORIGIN, stored=projector.hand)
-    ledger = Ledger(ORIGIN, bench.bus, bench.store, ingest, projector, registry, Cursors(b"key"))
+    ledger = Ledger(
+        ORIGIN, bench.bus, bench.store, ingest, projector, registry, Cursors(b"key"), bench.signer(Tree(bench.store))
+    )
     stop = asyncio.Event()
     following = asyncio.create_task(registry.run(stop))
     async with asyncio.timeout(10):

@@ -1,0 +1,251 @@
+"""
+What the log publishes: checkpoints, tiles and proofs at the static paths of C2SP tlog-tiles, for whoever asks; entries and rejected
+messages for auditors of everything.
+
+Tiles and proofs are hashes and say nothing of anybody; the entries behind them hold every office's facts.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Awaitable, Mapping
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Path, Query, Response
+from starlette.responses import PlainTextResponse
+
+from services.ledger import tree
+from services.ledger.asking import Everything
+from services.ledger.checkpoints import Signer
+from services.ledger.leaves import CONFLICT, REJECT
+from services.ledger.notes import Note, Signature
+from services.ledger.replay import Cursors
+from services.ledger.store import Selection, Signed, Store
+from services.ledger.tree import TILE_WIDTH, Tile
+from shared.access import public
+from shared.envelope import canonical
+from shared.errors import RefusedError
+from shared.web import problems
+
+FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+NEWEST = {"Cache-Control": "no-cache"}
+PROOF = "c2sp.org/tlog-proof@v1"
+PAGE_MAX = 500
+Index = Annotated[int, Path(ge=0, lt=2**53)]
+Size = Annotated[
+    int | None, Query(ge=1, lt=2**53, description="检查点的大小,缺省为最新 / of a checkpoint; else the newest")
+]
+
+
+def add_routes(app: FastAPI, store: Store, signer: Signer, cursors: Cursors) -> None:
+    """Every route of this module."""
+    _publish(app, store, signer)
+    _give_entries(app, store, signer)
+    _list_rejects(app, store, cursors)
+
+
+async def published(store: Store, size: int | None = None) -> tuple[Signed, Note]:
+    """
+    The checkpoint of this size, or the newest, with the lines of everybody who has cosigned it.
+
+    Raises:
+        RefusedError: `not_found`.
+    """
+    signed = await store.checkpoint(size)
+    if signed is None:
+        raise RefusedError("not_found", what="checkpoint" if size is None else f"checkpoint {size}")
+    return signed, Note.parse(signed.note).signed(map(Signature.parse, await store.cosignatures(signed.size)))
+
+
+async def proof(store: Store, signer: Signer, index: int, size: int | None = None) -> str:
+    """
+    That a leaf lies in the log, in the format of C2SP tlog-proof: index, path, and the checkpoint that they lead to.
+
+    Raises:
+        RefusedError: `not_found`: no such checkpoint, or it is smaller.
+    """
+    signed, note = await published(store, size)
+    if index >= signed.size:
+        raise RefusedError("not_found", what=f"leaf {index} of {signed.size}")
+    hashes = await _proved(tree.inclusion(signer.tree.tile, index, signed.size))
+    return "".join(f"{line}\n" for line in (PROOF, f"index {index}", *map(_base64, hashes), "")) + note.text
+
+
+def in_numbers(signer: Signer) -> dict[str, Any]:
+    """How far the log is signed, and what keeps it from being signed further."""
+    keyed = bool(signer.keys.file)
+    refused = {"code": signer.refusal.code, "why": str(signer.refusal)} if signer.refusal else None
+    return {"size": signer.last.size if signer.last else 0, "signs": keyed and refused is None, "refused": refused}
+
+
+def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
+    missing = problems("not_found", "unavailable")
+
+    @app.get(
+        "/v1/log",
+        tags=["log"],
+        summary="账本的名称、公钥与见证策略 / the log's name, keys and policy",
+        dependencies=[public],
+    )
+    async def the_log() -> Response:
+        newest = await store.checkpoint()
+        vkeys = [verifier.text for verifier in signer.keys.verifiers]
+        return _json(
+            {
+                "origin": signer.keys.origin,
+                "vkeys": vkeys,
+                "checkpoint": newest and {"size": newest.size, "at": newest.at.isoformat()},
+                "policy": "".join([*(f"log {vkey}\n" for vkey in vkeys), "quorum none\n"]),
+                **{name: value for name, value in in_numbers(signer).items() if name != "size"},
+            }
+        )
+
+    @app.get(
+        "/checkpoint",
+        tags=["log"],
+        summary="最新检查点(签名便笺) / the newest checkpoint, a signed note",
+        response_class=PlainTextResponse,
+        responses=missing,
+        dependencies=[public],
+    )
+    async def checkpoint() -> Response:
+        _, note = await published(store)
+        return PlainTextResponse(note.text, headers=NEWEST)
+
+    @app.get(
+        "/tile/{level:int}/{number:path}",
+        tags=["log"],
+        summary="哈希瓦片 / a tile of hashes",
+        response_class=Response,
+        responses=missing,
+        dependencies=[public],
+    )
+    async def tile(level: int, number: str) -> Response:
+        wanted = _tile(f"tile/{level}/{number}")
+        try:
+            hashes = await signer.tree.tile(wanted)
+        except LookupError:
+            raise RefusedError("not_found", what=wanted.path) from None
+        return _bytes(hashes, FOR_EVER)
+
+    @app.get(
+        "/proof/{index}.tlog-proof",
+        tags=["log"],
+        summary="一条记录在账本中的证明 / the proof that a leaf is in the log",
+        response_class=PlainTextResponse,
+        responses=missing,
+        dependencies=[public],
+    )
+    async def inclusion(index: Index, size: Size = None) -> Response:
+        return PlainTextResponse(await proof(store, signer, index, size), headers=NEWEST)
+
+    @app.get(
+        "/consistency",
+        tags=["log"],
+        summary="两个检查点一致的证明 / the proof that one checkpoint begins with another",
+        responses=missing,
+        dependencies=[public],
+    )
+    async def consistency(
+        old: Annotated[int, Query(alias="from", ge=0, lt=2**53)],
+        new: Annotated[int | None, Query(alias="to", ge=0, lt=2**53)] = None,
+    ) -> Response:
+        signed, _ = await published(store, new)
+        if old > signed.size:
+            raise RefusedError("not_found", what=f"{old} of {signed.size}")
+        hashes = await _proved(tree.consistency(signer.tree.tile, old, signed.size))
+        return _json({"from": old, "to": signed.size, "hashes": [*map(_base64, hashes)]}, NEWEST)
+
+
+def _give_entries(app: FastAPI, store: Store, signer: Signer) -> None:
+    @app.get(
+        "/tile/entries/{number:path}",
+        tags=["log"],
+        summary="记录包,仅全域审计 / a bundle of entries, for auditors of everything",
+        response_class=Response,
+        responses=problems("unauthenticated", "forbidden", "everywhere_only", "not_found", "unavailable"),
+    )
+    async def entries(_: Everything, number: str) -> Response:
+        wanted = _tile(f"tile/0/{number}")
+        since = wanted.number * TILE_WIDTH
+        found = []
+        if wanted.leaves <= signer.tree.size:
+            found = await store.read(Selection(), since, since + wanted.width, wanted.width)
+        if len(found) < wanted.width:
+            raise RefusedError("not_found", what=f"entries/{number}")
+        bundle = b"".join(len(leaf).to_bytes(2, "big") + leaf for _, leaf in found)
+        return _bytes(bundle, {"Cache-Control": "private, max-age=31536000, immutable"})
+
+
+def _list_rejects(app: FastAPI, store: Store, cursors: Cursors) -> None:
+    barred = problems("unauthenticated", "forbidden", "everywhere_only")
+
+    @app.get(
+        "/v1/rejects",
+        tags=["log"],
+        summary="未被接受的消息,旧者在前 / messages that are no facts, oldest first",
+        responses={**barred, **problems("bad_cursor", "unavailable")},
+    )
+    async def rejects(
+        _: Everything,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
+        cursor: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        since = cursors.open("rejects", cursor)[0] if cursor else 0
+        found = await store.read(Selection(kinds=(CONFLICT, REJECT)), since, 2**53, limit + 1)
+        leaves = [orjson.loads(leaf) for _, leaf in found]
+        sizes = await store.raw_sizes([leaf["digest"] for leaf in leaves])
+        rows = [
+            {
+                "index": leaf["index"],
+                "sequence": leaf["src"]["seq"],
+                "recorded": leaf["recorded"],
+                "kind": leaf["kind"],
+                "subject": leaf["subject"],
+                "reason": leaf.get("reason", "id"),
+                "digest": leaf["digest"],
+                "size": sizes.get(leaf["digest"]),
+            }
+            for leaf in leaves
+        ]
+        following = cursors.seal("rejects", rows[limit]["index"]) if len(rows) > limit else None
+        return _json({"rejects": rows[:limit], "next": following})
+
+    @app.get(
+        "/v1/rejects/{digest}",
+        tags=["log"],
+        summary="未被接受的消息原文 / its bytes as they came",
+        response_class=Response,
+        responses={**barred, **problems("not_found", "unavailable")},
+    )
+    async def raw(_: Everything, digest: str) -> Response:
+        if (found := await store.raw(digest)) is None:
+            raise RefusedError("not_found", what=digest[:64])
+        return _bytes(found, {"Content-Disposition": "attachment"})
+
+
+def _tile(path: str) -> Tile:
+    try:
+        return Tile.parse(path)
+    except ValueError:
+        raise RefusedError("not_found", what=path[:80]) from None
+
+
+async def _proved(work: Awaitable[list[bytes]]) -> list[bytes]:
+    try:
+        return await work
+    except LookupError:  # another instance has signed what this one has not read yet
+        raise RefusedError("unavailable", retry_after=2) from None
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _bytes(data: bytes, headers: Mapping[str, str]) -> Response:
+    return Response(data, media_type="application/octet-stream", headers=dict(headers))
+
+
+def _json(content: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(canonical(content), media_type="application/json", headers=dict(headers or {}))

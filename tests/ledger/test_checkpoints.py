@@ -1,0 +1,244 @@
+"""What the log signs, and when it refuses: against a real bus and a real database."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pymongo
+import pytest
+
+from services.ledger import growing, heads, notes, tree
+from services.ledger.checkpoints import BUCKET, Keys, Signer
+from services.ledger.notes import Checkpoint, Note
+from services.ledger.store import Selection, Signed
+from services.ledger.tree import Tile
+from shared.bus import Bus
+from tests.ledger.conftest import ORIGIN, Bench
+from tests.ledger.examples import QINGSHAN, WUCHANG, message, submitted
+
+BATCH = 500
+
+
+async def grow(bench: Bench, many: int, since: int = 0) -> None:
+    """Publish so many facts; some list two districts."""
+    for n in range(since, since + many, BATCH):
+        of = range(n, min(n + BATCH, since + many))
+        both = f"{WUCHANG},{QINGSHAN}"
+        await bench.publish(*[message(submitted(each, districts=both if each % 3 == 0 else None)) for each in of])
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def everything(bench: Bench) -> list[bytes]:
+    return [leaf for _, leaf in await bench.store.read(Selection(), 0, 2**53, 100_000)]
+
+
+def scopes_of(leaves: list[bytes]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for leaf in map(orjson.loads, leaves):
+        found |= {scope["d"]: (scope["n"], leaf["index"]) for scope in leaf.get("scopes", ())}
+    return found
+
+
+def database(bench: Bench) -> Any:
+    return pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri)[bench.database]
+
+
+async def held(bench: Bench, signer: Signer) -> str:
+    found = await bench.bus.last(signer.subject, stream=BUCKET)
+    assert found is not None
+    return found.data.decode()
+
+
+async def test_the_tree_follows_the_log_and_is_taken_up_again_from_its_tiles(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    await grow(bench, 1500)
+    await until(lambda: grown.size == 1500)
+    before = await grown.standing()
+    await bench.stop()
+    leaves = await everything(bench)
+    root = tree.root_of(map(tree.leaf_hash, leaves))
+    newest = max(growing.leaves.recorded_ns(orjson.loads(leaf)["recorded"]) for leaf in leaves)
+    assert before == (1500, root, heads.root(scopes_of(leaves)), newest)
+    assert {each["_id"]: len(each["h"]) for each in database(bench)["tiles"].find()} == {
+        f"0/{n}": 8192 for n in range(5)
+    }
+    again = bench.tree()
+    await until(lambda: again.size == 1500)
+    assert await again.standing() == before
+    await bench.stop()
+    database(bench)["tiles"].delete_one({"_id": "0/2"})
+    healed = bench.tree()
+    await until(lambda: healed.size == 1500)
+    assert await healed.standing() == before
+    assert await healed.tile(Tile(0, 2)) == b"".join(map(tree.leaf_hash, leaves[512:768]))
+    assert database(bench)["tiles"].count_documents({}) == 5
+
+
+async def test_a_growing_log_is_signed_and_each_checkpoint_begins_with_the_one_before(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer = bench.signer(grown)
+    [verifier] = signer.keys.verifiers
+    signed: list[Checkpoint] = []
+    for n in range(3):
+        await grow(bench, 300, since=300 * n)
+        await until(lambda n=n: grown.size == 300 * (n + 1))  # type: ignore[misc]
+        await signer.step()
+        await signer.step()  # nothing new: nothing is signed
+        stored = await bench.store.checkpoint()
+        assert stored is not None
+        note = Note.parse(stored.note)
+        assert set(note.verified([verifier])) == {verifier}
+        assert await held(bench, signer) == stored.note
+        signed.append(Checkpoint.parse(note.body))
+        assert (stored.size, signed[-1].size, signed[-1].origin) == (300 * (n + 1), 300 * (n + 1), ORIGIN)
+    for old, new in itertools.pairwise(signed):
+        proof = await tree.consistency(grown.tile, old.size, new.size)
+        tree.verify_consistency(old.size, new.size, old.root, new.root, proof)
+    leaves = await everything(bench)
+    assert signed[-1].heads == heads.root(scopes_of(leaves))
+    assert database(bench)["checkpoints"].count_documents({}) == 3
+    assert stored.recorded_ns == growing.leaves.recorded_ns(orjson.loads(leaves[-1])["recorded"])
+
+
+async def test_what_came_to_the_bus_and_not_to_the_database_comes_there_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    await grow(bench, 10)
+    await until(lambda: grown.size == 10)
+    killed = bench.signer(grown)
+
+    async def kill(signed: Signed) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "put_checkpoint", kill)
+        with pytest.raises(asyncio.CancelledError):
+            await killed.step()
+    assert await bench.store.checkpoint() is None
+    signer = bench.signer(grown)
+    await signer.step()
+    stored = await bench.store.checkpoint()
+    assert stored is not None
+    assert (stored.note, stored.size) == (await held(bench, killed), 10)
+
+
+async def test_two_signers_at_once_sign_one_history(bench: Bench) -> None:
+    other = await Bus.connect(bench.nats.url, name="ledger", seed=bench.identities.seed("ledger"))
+    trees = [bench.tree(), bench.tree()]
+    bench.ingest(tree=trees[0])
+    signers = [bench.signer(trees[0]), bench.signer(trees[1], other)]
+    for n in range(12):
+        await grow(bench, 40, since=40 * n)
+        await asyncio.gather(*(signer.step() for signer in signers))
+    await until(lambda: all(each.size == 480 for each in trees))
+    await asyncio.gather(*(signer.step() for signer in signers))
+    await asyncio.gather(*(signer.step() for signer in signers))
+    assert [signer.refusal for signer in signers] == [None, None]
+    assert [signer.last and signer.last.size for signer in signers] == [480, 480]
+    kept = [
+        Checkpoint.parse(Note.parse(each["note"]).body) for each in database(bench)["checkpoints"].find().sort("_id")
+    ]
+    for checkpoint in kept:
+        proof = await tree.consistency(trees[0].tile, checkpoint.size, 480)
+        tree.verify_consistency(checkpoint.size, 480, checkpoint.root, kept[-1].root, proof)
+    await other.drain()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "edit", "hole"])
+async def test_a_log_that_is_not_the_signed_one_is_not_signed_until_it_is_again(bench: Bench, damage: str) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    await grow(bench, 600)
+    await until(lambda: grown.size == 600)
+    signer = bench.signer(grown)
+    await signer.step()
+    before = await held(bench, signer)
+    await bench.stop()
+
+    events = database(bench)["events"]
+    match damage:
+        case "truncate":
+            events.delete_many({"_id": {"$gte": 550}})
+        case "edit":
+            leaf = events.find_one({"_id": 590})["b"].replace(b"repair.leak", b"repair.lamp")
+            events.update_one({"_id": 590}, {"$set": {"b": leaf, "h": tree.leaf_hash(leaf)}})
+        case _:
+            events.delete_one({"_id": 590})
+    grown = bench.tree()
+    signer = bench.signer(grown)
+    await until(lambda: grown.size == {"truncate": 550, "edit": 600, "hole": 590}[damage])
+    await signer.step()
+    assert signer.refusal is not None
+    assert signer.refusal.code == {"truncate": "truncated", "edit": "diverged", "hole": "hole"}[damage]
+    assert await held(bench, signer) == before
+
+    if damage != "truncate":  # leaves cannot be put into the middle: an operator begins with an empty database
+        await bench.stop()
+        client = pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri)
+        for name in ("events", "tiles", "checkpoints"):
+            client[bench.database][name].drop()
+        grown = bench.tree()
+        signer = bench.signer(grown)
+    bench.ingest(tree=grown)
+    await grow(bench, 20, since=600)
+    await until(lambda: grown.size == 620)
+    await signer.step()
+    assert signer.refusal is None
+    assert signer.last is not None
+    assert signer.last.size == 620
+    assert await bench.store.checkpoint(600) == (await bench.store.checkpoint(600))
+    stored = await bench.store.checkpoint(600)
+    assert stored is not None
+    assert stored.note == before
+
+
+async def test_what_is_taken_away_while_it_runs_is_noticed_at_the_next_signature(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer = bench.signer(grown)
+    await grow(bench, 100)
+    await until(lambda: grown.size == 100)
+    await signer.step()
+    database(bench)["events"].delete_many({"_id": {"$gte": 90}})
+    await grow(bench, 10, since=100)
+    await until(lambda: grown.size == 110)
+    await signer.step()
+    assert signer.refusal is not None
+    assert signer.refusal.code == "hole"
+
+
+async def test_a_foreign_checkpoint_on_the_bus_stops_the_signer(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer = bench.signer(grown)
+    await grow(bench, 10)
+    await until(lambda: grown.size == 10)
+    checkpoint = notes.checkpoint(ORIGIN, 5, b"\0" * 32, b"\0" * 32)
+    forged = Note(checkpoint.body).signed([notes.Key.make(ORIGIN).sign(checkpoint.body)])
+    await bench.admin.put(signer.subject, forged.text.encode())
+    await signer.step()
+    assert signer.refusal is not None
+    assert signer.refusal.code == "foreign"
+    assert await bench.store.checkpoint() is None
+
+
+async def test_without_a_key_nothing_is_signed(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    await grow(bench, 10)
+    await until(lambda: grown.size == 10)
+    signer = Signer(bench.bus, bench.store, grown, Keys(ORIGIN, None))
+    await signer.step()
+    assert (signer.last, signer.refusal) == (None, None)
+    assert await bench.bus.last(signer.subject, stream=BUCKET) is None

@@ -144,7 +144,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, APIRoute, Allowed | None]]:
         if isinstance(route, APIRoute):
             found = next(_declared([route.dependant]), None)
             for method in sorted(route.methods or ()):
-                yield f"{method} {route.path}", route, found
+                yield f"{method} {route.path_format}", route, found
 
 
 def _flat(some: Iterable[BaseRoute]) -> Iterator[BaseRoute]:

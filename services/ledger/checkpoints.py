@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import Gauge
 
@@ -26,7 +26,7 @@ from services.ledger.notes import Checkpoint, Key, Note, NoteError, Verifier
 from services.ledger.store import Signed, Store
 from services.ledger.tree import ProofError
 from shared.bus import Bus, Stored
-from shared.errors import BusError, ConflictError, PaidanError, UnavailableError
+from shared.errors import BusError, ConflictError, PaidanError
 from shared.telemetry import logger
 
 EVERY_S = 1.0
@@ -52,10 +52,24 @@ class RefusalError(PaidanError):
 
 
 class Witnesses(Protocol):
-    """Who is asked to cosign."""
+    """
+    Who is shown what was signed.
 
-    async def ask(self, note: Note) -> None:
-        """Show them a new checkpoint and store what they sign. Takes its time: newer ones wait for its end, and the last is shown."""
+    Attributes:
+        ahead: a checkpoint of this log that a witness holds and the log no longer knows; None: all is well.
+    """
+
+    ahead: Checkpoint | None
+
+    async def announce(self, note: Note) -> None:
+        """There is a new checkpoint, or the last one is known after a start."""
+
+
+class Last(NamedTuple):
+    """A checkpoint and the note it stands in."""
+
+    checkpoint: Checkpoint
+    note: Note
 
 
 @dataclass(frozen=True)
@@ -130,11 +144,14 @@ class Signer:
     keys: Keys
     witnesses: Witnesses | None = None
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    last: Checkpoint | None = None
+    last: Last | None = None
     refusal: RefusalError | None = None
     _stored: int = -1
-    _asking: asyncio.Task[None] | None = None
-    _unasked: Note | None = None
+
+    @property
+    def size(self) -> int:
+        """Leaves under the last checkpoint."""
+        return self.last.checkpoint.size if self.last else 0
 
     @property
     def subject(self) -> str:
@@ -151,12 +168,9 @@ class Signer:
             except (BusError, TimeoutError) as why:
                 logger().warning("checkpoint_waits", why=str(why) or type(why).__name__)
             if last:
-                break
+                return
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), EVERY_S)
-        if self._asking:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._asking, 2)
 
     async def step(self) -> None:
         """
@@ -176,7 +190,7 @@ class Signer:
             REFUSING.set(1)
         else:
             if self.refusal is not None:
-                logger().info("checkpoint_signed_again", size=self.last.size if self.last else 0)
+                logger().info("checkpoint_signed_again", size=self.size)
             self.refusal = None
             REFUSING.set(0)
 
@@ -188,18 +202,20 @@ class Signer:
         standing = await self.tree.standing()
         if standing is None:
             return
-        if self.last and self.last.size == standing.size == self._stored and self.refusal is None:
+        if self.last and self.size == standing.size == self._stored and self.refusal is None:
             return
         held = await self.bus.last(self.subject, stream=BUCKET)
         before = await self._before(held)
         if self.tree.missing is not None:
             raise RefusalError("hole", f"leaf {self.tree.missing} is missing, and there are later ones")
-        if before and not await self._begins_with(before, standing):
+        if before and not await self._begins_with(before.checkpoint, standing):
             return
-        if standing.size == (before.size if before else 0):
-            self._is(before)
+        if self.witnesses and self.witnesses.ahead and not await self._begins_with(self.witnesses.ahead, standing):
             return
-        since = max(0, before.size - 1) if before else 0
+        if standing.size == (before.checkpoint.size if before else 0):
+            await self._is(before)
+            return
+        since = max(0, before.checkpoint.size - 1) if before else 0
         if not await self.store.whole(since, standing.size):
             raise RefusalError("hole", f"of the leaves from {since} to {standing.size - 1} some are missing")
         checkpoint = notes.checkpoint(self.keys.origin, standing.size, standing.root, standing.heads)
@@ -210,10 +226,9 @@ class Signer:
             return  # another instance signed: next time we go on from its checkpoint
         await self.store.put_checkpoint(Signed(standing.size, note.text, standing.recorded_ns, self.now()))
         self._stored = standing.size
-        self._is(checkpoint)
-        self._ask(note)
+        await self._is(Last(checkpoint, note))
 
-    async def _before(self, held: Stored | None) -> Checkpoint | None:
+    async def _before(self, held: Stored | None) -> Last | None:
         """
         The last checkpoint that was signed: as the bus holds it, or, where that lost it or went back, as MongoDB does.
 
@@ -222,21 +237,21 @@ class Signer:
         on_bus = self._ours(held.data.decode(errors="replace"), "the bus") if held else None
         newest = await self.store.checkpoint()
         stored = self._ours(newest.note, "MongoDB") if newest else None
-        if on_bus is None or (stored and stored.size > on_bus.size):
-            self._stored = stored.size if stored else -1
+        self._stored = stored.checkpoint.size if stored else -1
+        if held is None or on_bus is None or on_bus.checkpoint.size < self._stored:
             return stored
-        if held and on_bus.size <= self.tree.size and (stored is None or stored.size < on_bus.size):
-            _, recorded_ns = await self.store.tail(on_bus.size)
-            await self.store.put_checkpoint(Signed(on_bus.size, held.data.decode(), recorded_ns, held.recorded))
-        self._stored = on_bus.size
+        if self._stored < (size := on_bus.checkpoint.size) <= self.tree.size:
+            _, recorded_ns = await self.store.tail(size)
+            await self.store.put_checkpoint(Signed(size, on_bus.note.text, recorded_ns, held.recorded))
+            self._stored = size
         return on_bus
 
-    def _ours(self, text: str, where: str) -> Checkpoint:
+    def _ours(self, text: str, where: str) -> Last:
         try:
             note = Note.parse(text)
             checkpoint = Checkpoint.parse(note.body)
             if checkpoint.origin == self.keys.origin and note.verified(self.keys.verifiers):
-                return checkpoint
+                return Last(checkpoint, note)
             why = f"of {checkpoint.origin}, and not signed by its key"
         except NoteError as error:
             why = str(error)
@@ -260,20 +275,8 @@ class Signer:
             raise RefusalError("diverged", f"the log is not the one signed at {before.size}: {why}") from None
         return True
 
-    def _is(self, checkpoint: Checkpoint | None) -> None:
-        self.last = checkpoint
-        SIGNED.set(checkpoint.size if checkpoint else 0)
-
-    def _ask(self, note: Note) -> None:
-        """Have it cosigned beside the loop: one at a time, and of those that wait the newest."""
-        self._unasked = note
-        if self.witnesses and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._ask_all(self.witnesses))
-
-    async def _ask_all(self, witnesses: Witnesses) -> None:
-        while (note := self._unasked) is not None:
-            self._unasked = None
-            try:
-                await witnesses.ask(note)
-            except (UnavailableError, NoteError) as why:
-                logger().warning("witnesses_unasked", why=str(why))
+    async def _is(self, last: Last | None) -> None:
+        new, self.last = last is not None and last != self.last, last
+        SIGNED.set(self.size)
+        if new and last and self.witnesses:
+            await self.witnesses.announce(last.note)

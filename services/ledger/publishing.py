@@ -76,7 +76,7 @@ def in_numbers(signer: Signer) -> dict[str, Any]:
     """How far the log is signed, and what keeps it from being signed further."""
     keyed = bool(signer.keys.file)
     refused = {"code": signer.refusal.code, "why": str(signer.refusal)} if signer.refusal else None
-    return {"size": signer.last.size if signer.last else 0, "signs": keyed and refused is None, "refused": refused}
+    return {"size": signer.size, "signs": keyed and refused is None, "refused": refused}
 
 
 def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
@@ -114,14 +114,14 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
         return PlainTextResponse(note.text, headers=NEWEST)
 
     @app.get(
-        "/tile/{level:int}/{number:path}",
+        "/tile/{level}/{number:path}",
         tags=["log"],
         summary="哈希瓦片 / a tile of hashes",
         response_class=Response,
         responses=missing,
         dependencies=[public],
     )
-    async def tile(level: int, number: str) -> Response:
+    async def tile(level: str, number: str) -> Response:
         wanted = _tile(f"tile/{level}/{number}")
         try:
             hashes = await signer.tree.tile(wanted)

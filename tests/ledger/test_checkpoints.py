@@ -9,8 +9,9 @@ import orjson
 import pymongo
 import pytest
 
-from services.ledger import growing, heads, notes, tree
+from services.ledger import heads, notes, tree
 from services.ledger.checkpoints import BUCKET, Keys, Signer
+from services.ledger.leaves import recorded_ns
 from services.ledger.notes import Checkpoint, Note
 from services.ledger.store import Selection, Signed
 from services.ledger.tree import Tile
@@ -65,7 +66,7 @@ async def test_the_tree_follows_the_log_and_is_taken_up_again_from_its_tiles(ben
     await bench.stop()
     leaves = await everything(bench)
     root = tree.root_of(map(tree.leaf_hash, leaves))
-    newest = max(growing.leaves.recorded_ns(orjson.loads(leaf)["recorded"]) for leaf in leaves)
+    newest = max(recorded_ns(orjson.loads(leaf)["recorded"]) for leaf in leaves)
     assert before == (1500, root, heads.root(scopes_of(leaves)), newest)
     assert {each["_id"]: len(each["h"]) for each in database(bench)["tiles"].find()} == {
         f"0/{n}": 8192 for n in range(5)
@@ -106,7 +107,8 @@ async def test_a_growing_log_is_signed_and_each_checkpoint_begins_with_the_one_b
     leaves = await everything(bench)
     assert signed[-1].heads == heads.root(scopes_of(leaves))
     assert database(bench)["checkpoints"].count_documents({}) == 3
-    assert stored.recorded_ns == growing.leaves.recorded_ns(orjson.loads(leaves[-1])["recorded"])
+    assert stored is not None
+    assert stored.recorded_ns == recorded_ns(orjson.loads(leaves[-1])["recorded"])
 
 
 async def test_what_came_to_the_bus_and_not_to_the_database_comes_there_at_the_next_start(
@@ -145,7 +147,7 @@ async def test_two_signers_at_once_sign_one_history(bench: Bench) -> None:
     await asyncio.gather(*(signer.step() for signer in signers))
     await asyncio.gather(*(signer.step() for signer in signers))
     assert [signer.refusal for signer in signers] == [None, None]
-    assert [signer.last and signer.last.size for signer in signers] == [480, 480]
+    assert [signer.size for signer in signers] == [480, 480]
     kept = [
         Checkpoint.parse(Note.parse(each["note"]).body) for each in database(bench)["checkpoints"].find().sort("_id")
     ]
@@ -195,9 +197,7 @@ async def test_a_log_that_is_not_the_signed_one_is_not_signed_until_it_is_again(
     await until(lambda: grown.size == 620)
     await signer.step()
     assert signer.refusal is None
-    assert signer.last is not None
-    assert signer.last.size == 620
-    assert await bench.store.checkpoint(600) == (await bench.store.checkpoint(600))
+    assert signer.size == 620
     stored = await bench.store.checkpoint(600)
     assert stored is not None
     assert stored.note == before

@@ -22,6 +22,7 @@ def test_only_health_and_what_is_public_anyway_asks_nobody() -> None:
     assert {name for _, name, found in EVERY if found and not found.roles} == {
         "GET /docs", "GET /healthz", "GET /readyz", "GET /metrics",
         "GET /v1/catalogue", "GET /v1/areas", "GET /v1/reasons", "GET /v1/verbs",
+        "GET /v1/log", "GET /checkpoint", "GET /tile/{level}/{number}", "GET /proof/{index}.tlog-proof", "GET /consistency",
         "GET /r/{code}", "POST /r/{code}", "GET /v1/inbound/{channel}", "POST /v1/inbound/{channel}",  # a code, a signature
     }  # fmt: skip
 

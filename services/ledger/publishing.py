@@ -40,8 +40,8 @@ Size = Annotated[
 
 def add_routes(app: FastAPI, store: Store, signer: Signer, cursors: Cursors) -> None:
     """Every route of this module."""
+    _give_entries(app, store, signer)  # before the tiles, whose path theirs would match
     _publish(app, store, signer)
-    _give_entries(app, store, signer)
     _list_rejects(app, store, cursors)
 
 

@@ -249,7 +249,8 @@ def _check_agreement(register: Register, path: str, agreement: AgreementSet) -> 
         lead = agreement.lead
         raise _invalid(f"{path}.lead", f"{lead} is not one of the parties", f"{lead} 不是协议的一方")
     for n, item in enumerate(agreement.items):
-        if not any(covers(agreement.model_copy(update={"items": (item,)}), line) for line in register.items):
+        alone = agreement.model_copy(update={"items": (item,)})
+        if not any(covers(alone, line) for line in register.items):
             raise _invalid(f"{path}.items.{n}", f"no line of the catalogue is {item}", f"服务清单中没有 {item}")
     ends = agreement.valid_to
     if ends is not None and ends < agreement.valid_from:

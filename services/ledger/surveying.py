@@ -80,6 +80,7 @@ def survey(register: Register, day: date, about: Collection[str] | None = None) 
 def brought(before: Register, after: Register, facts: Sequence[Fact]) -> list[tuple[date, Finding]]:
     """What would no longer fit once these facts are in the register, and from which day on; the days that they name are looked at."""
     areas = {fact.area for fact in facts if isinstance(fact, AreaSet | AgreementSet)}
+    areas |= {each.parent for code in areas for each in before.areas.get(code, ()) if each.parent}  # what it has left
     days = {fact.valid_from for fact in facts if isinstance(fact, AreaSet | AgreementSet)}
     days |= {fact.valid_to + timedelta(days=1) for fact in facts if isinstance(fact, AgreementSet) and fact.valid_to}
     found: dict[Finding, date] = {}

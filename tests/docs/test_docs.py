@@ -35,7 +35,9 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
 
 
 def test_every_command_in_the_operations_page_exists() -> None:
-    named = re.findall(r"^\| `paidan ([a-z]+(?: [a-z][a-z-]*)?)", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    named = re.findall(
+        r"^\| `paidan ([a-z]+(?: [a-z][a-z-]*)?)", (ROOT / "docs/operations.md").read_text(), re.MULTILINE
+    )
     assert named
     for command in named:
         words = [word for word in command.split() if not word.isupper()]

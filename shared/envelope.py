@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -25,6 +26,8 @@ ID_CHARS_MAX = 200
 ATTRIBUTE_CHARS_MAX = 500
 """Attributes are copied into what follows from a fact: a few large ones would make the consequences larger than facts may be."""
 OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+EXACT = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
+"""Integers up to 2^53 only, those that JSON readers of every language hold exactly."""
 
 _PLACE = re.compile(r"[0-9]{6}\.[a-z]+\.(?:-|[a-z0-9][a-z0-9-]{0,31})")
 _DISTRICTS = re.compile(r"(?:[0-9]{6}(?:,[0-9]{6})*)?")
@@ -112,7 +115,11 @@ def decode(subject: str, data: bytes) -> Envelope:
     except orjson.JSONDecodeError as why:
         raise MalformedError("json", str(why)) from None
     envelope = opened(subject, event)
-    if orjson.dumps(event, option=orjson.OPT_SORT_KEYS) != data or not _exact(event["data"]):
+    try:
+        exact = orjson.dumps(event, option=EXACT) == data and not _fractional(event["data"])
+    except orjson.JSONEncodeError:  # an integer beyond 2^53
+        exact = False
+    if not exact:
         raise MalformedError("canonical", "other bytes than its canonical form")
     return envelope
 
@@ -124,27 +131,28 @@ def opened(subject: str, event: Any) -> Envelope:
     Raises:
         MalformedError: as `decode`.
     """
-    tokens = subject.split(".", 6)
-    if len(tokens) < 6 or tokens[0] != "evt":
-        raise MalformedError("subject", subject[:200])
-    model = BY_SUBJECT.get(f"{tokens[2]}.{tokens[4]}.{tokens[5]}")
+    place = _place(subject)
+    model = place.model
     if model is None:
-        raise MalformedError("type", f"no fact is published under {subject[:200]}")
+        raise MalformedError(place.wrong, subject[:200])
     try:
-        if event["type"] != model.type():
+        if event["type"] != place.type:
             raise MalformedError("type", str(event["type"])[:200])
         envelope = Envelope(
-            id=event["id"],
-            district=tokens[1],
-            area=tokens[3],
-            time=datetime.fromisoformat(event["time"]),
-            fact=model.model_validate(event["data"]),
-            districts=event["districts"],
-            case=event.get("correlationid"),
-            cause=event.get("causationid"),
-            actor=event.get("actor"),
-            traceparent=event.get("traceparent"),
+            event["id"],
+            place.district,
+            place.area,
+            datetime.fromisoformat(event["time"]),
+            model.__pydantic_validator__.validate_python(event["data"]),
+            event["districts"],
+            event.get("correlationid"),
+            event.get("causationid"),
+            event.get("actor"),
+            event.get("traceparent"),
         )
+        for name, value in event.items():  # loops, not all(): this is asked of every fact
+            if name != "data" and (type(value) is not str or len(value) > ATTRIBUTE_CHARS_MAX):
+                raise MalformedError("schema", "envelope: an attribute is not as it should be")
     except (KeyError, TypeError, AttributeError) as why:
         raise MalformedError("schema", f"envelope: {why!r}"[:300]) from None
     except ValidationError as why:
@@ -154,28 +162,49 @@ def opened(subject: str, event: Any) -> Envelope:
         raise MalformedError("schema", f"envelope: {why}"[:300]) from None
     if (
         envelope.time.tzinfo is None
-        or not all(
-            type(value) is str and len(value) <= ATTRIBUTE_CHARS_MAX for name, value in event.items() if name != "data"
-        )
         or not 0 < len(envelope.id) <= ID_CHARS_MAX
         or (envelope.case is not None and len(envelope.case) > ID_CHARS_MAX)
-        or _DISTRICTS.fullmatch(envelope.districts) is None
+        or not _are_districts(envelope.districts)
     ):
         raise MalformedError("schema", "envelope: an attribute is not as it should be")
-    source, place = event.get("source"), ".".join(tokens[1:4])
-    if source != f"/paidan/{tokens[1]}/{tokens[2]}" or envelope.subject != subject or _PLACE.fullmatch(place) is None:
-        raise MalformedError("subject", f"{source} under {subject[:200]}"[:300])
+    if event.get("source") != place.source or envelope.subject != subject or not place.known:
+        raise MalformedError("subject", f"{event.get('source')} under {subject[:200]}"[:300])
     return envelope
 
 
-def _exact(value: Any) -> bool:
-    """Whether every number in it is an integer that JSON readers of every language hold exactly (a model takes 1.5 for a time)."""
-    kind = type(value)
-    if kind is dict:
-        value = value.values()
-    elif kind is not list:
-        return kind is not float and (kind is not int or -(2**53) < value < 2**53)
-    for part in value:  # a loop, not all(): this is asked of every fact  # noqa: SIM110
-        if type(part) is not str and not _exact(part):
-            return False
-    return True
+class _Place(NamedTuple):
+    """What a subject alone says of the facts under it; where there can be none (`model` is None), `wrong` is why."""
+
+    wrong: str = ""
+    model: type[Fact] | None = None
+    type: str = ""
+    district: str = ""
+    area: str = ""
+    source: str = ""
+    known: bool = False
+
+
+@lru_cache(maxsize=4096)
+def _place(subject: str) -> _Place:
+    tokens = subject.split(".", 6)
+    if len(tokens) < 6 or tokens[0] != "evt":
+        return _Place("subject")
+    model = BY_SUBJECT.get(f"{tokens[2]}.{tokens[4]}.{tokens[5]}")
+    if model is None:
+        return _Place("type")
+    known = _PLACE.fullmatch(".".join(tokens[1:4])) is not None
+    return _Place("", model, model.type(), tokens[1], tokens[3], f"/paidan/{tokens[1]}/{tokens[2]}", known)
+
+
+@lru_cache(maxsize=1024)
+def _are_districts(text: str) -> bool:
+    return _DISTRICTS.fullmatch(text) is not None
+
+
+def _fractional(value: Any) -> bool:
+    """Whether there is a number with a fraction in it (a model takes 1.5 for a time)."""
+    for part in value.values() if type(value) is dict else value:
+        kind = type(part)
+        if kind is float or ((kind is dict or kind is list) and _fractional(part)):
+            return True
+    return False

@@ -7,6 +7,7 @@ uvicorn bounds none of these by itself: a head may be endless or never come, and
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 from asyncio import TimerHandle
@@ -255,6 +256,15 @@ async def connected(bus: Bus, until: asyncio.Event) -> AsyncIterator[None]:
         await bus.drain()
     if lost:
         raise OSError("the connection to the bus is closed for good")
+
+
+def collect_seldom() -> None:
+    """
+    Look for cycles once in 50,000 objects, and never in what was there at the start: requests and facts leave hardly any, and
+    looking took a sixth of a service's time. Holds 10 MB back at most.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -55,6 +55,7 @@ async def run(settings: Settings) -> None:
 def main() -> int:
     """Exit 0 when told to stop, 1 with one line where it cannot start."""
     settings = Settings()
+    serving.collect_seldom()
     telemetry.configure("dispatch", settings.instance, format=settings.log_format, level=settings.log_level)
     try:
         if district := asked(sys.argv[1:]):

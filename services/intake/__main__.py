@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from contextlib import suppress
 
@@ -15,10 +14,7 @@ from services.intake.settings import Settings
 from shared import telemetry
 from shared.bus import Bus
 from shared.errors import UnavailableError
-from shared.serving import serve, stop_on_signals
-
-GARBAGE_OBJECTS = 50_000
-"""Look for cycles this seldom: a request leaves hardly any, and looking took a sixth of its time. Holds 10 MB back at most."""
+from shared.serving import collect_seldom, serve, stop_on_signals
 
 
 async def run(settings: Settings) -> None:
@@ -57,8 +53,7 @@ def main() -> None:
     except ValidationError as why:
         first = why.errors(include_url=False, include_input=False)[0]
         sys.exit(f"intake: PAIDAN_{'.'.join(map(str, first['loc'])).upper()}: {first['msg']}")
-    gc.freeze()
-    gc.set_threshold(GARBAGE_OBJECTS, 20, 20)
+    collect_seldom()
     telemetry.configure("intake", settings.instance, format=settings.log_format, level=settings.log_level)
     try:
         uvloop.run(run(settings))

@@ -25,7 +25,7 @@ from services.ledger.store import Store
 from shared.auth import Doorkeeper
 from shared.bus import STREAM, Bus
 from shared.errors import BusError, UnavailableError
-from shared.serving import serve, stop_on_signals
+from shared.serving import collect_seldom, serve, stop_on_signals
 from shared.streams import declared
 from shared.telemetry import configure, logger
 
@@ -164,6 +164,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         sys.stderr.write("usage: python -m services.ledger [rebuild [--json]]\n")
         return 2
+    collect_seldom()
     configure("ledger", settings.instance, format=settings.log_format, level=settings.log_level)
 
     async def until_stopped() -> None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from services.ledger.leaves import Leaf
 
-HANDED_MAX = 6_000
+HANDED_MAX = 10_000
 """Leaves kept in memory; whoever is further behind reads them back from the store."""
+FULL = 1000
+"""So many stored at once: the ingest is behind, and more is sure to come."""
 
 
 class Handed:
@@ -22,6 +24,7 @@ class Handed:
 
     def __init__(self) -> None:
         self._leaves: deque[Leaf] = deque()
+        self._coming = False
         self.wake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -34,7 +37,18 @@ class Handed:
         ):
             self._leaves.clear()
         self._leaves.extend(stored)
+        self._coming = len(stored) >= FULL
         self.wake.set()
+
+    async def gather(self, many: int, within_s: float) -> None:
+        """While the ingest is behind, let so many come together."""
+        try:
+            async with asyncio.timeout(within_s):
+                while self._coming and len(self._leaves) < many:
+                    self.wake.clear()
+                    await self.wake.wait()
+        except TimeoutError:
+            self._coming = False
 
     def take(self, since: int, many: int) -> list[Leaf]:
         """The leaves from this index on, so many at most; none where others come first."""

@@ -26,6 +26,8 @@ from shared.telemetry import logger
 
 NAME = "cases"
 BATCH_MAX = 2000
+TOGETHER, TOGETHER_WITHIN_S = 4_000, 0.3
+"""So many are folded at once while the ingest is behind: a case that moves five times is written once."""
 CASES_KEPT_MAX = 10_000
 REBUILD_SILENT_S = 15.0
 """A rebuild that has not moved for so long is dead, and projecting goes on."""
@@ -96,14 +98,15 @@ class Projector:
         """Fold what is next; whether there was anything. What was not handed over in turn is read from the store."""
         if self.at.paused is not None:
             await self._wait_for_rebuild()
-        batch = self._handed.take(self.at.position, BATCH_MAX)
+        await self._handed.gather(TOGETHER, TOGETHER_WITHIN_S)
+        batch = self._handed.take(self.at.position, TOGETHER)
         if not batch and (look_back or self._handed):
             batch = await read_back(self._store, self.at.position, await self._store.size())
         if not batch:
             return False
         await load(self._kept, batch, self._store.cases)
         changed = fold(self._kept, batch)
-        await self._store.put_cases([self._kept[id_] for id_ in changed])
+        await self._store.put_cases([self._kept[id_] for id_ in changed], since=batch[0].index)
         forget(self._kept)
         to = replace(self.at, position=batch[-1].index + 1, sequence=reached(batch[-1]))
         if await self._store.move_projected(NAME, to, was=self.at):
@@ -222,7 +225,7 @@ async def rebuild(store: Store, progress: Callable[[int, int], Any]) -> int:
         at, sequence = batch[-1].index + 1, reached(batch[-1])
         await load(kept, batch, store.cases_aside)
         changed = fold(kept, batch)
-        await store.put_cases([kept[id_] for id_ in changed], aside=True)
+        await store.put_cases([kept[id_] for id_ in changed], since=batch[0].index, aside=True)
         forget(kept)
         beat = replace(held, paused=at)
         if not await store.move_projected(NAME, beat, was=held):

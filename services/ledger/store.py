@@ -433,16 +433,25 @@ class Store:
         with _asking():
             return int(await self._cases.estimated_document_count())
 
-    async def put_cases(self, documents: Sequence[Case], *, aside: bool = False) -> None:
-        """Write case documents where what is there is older (`pos`); `aside`: into the rebuilt collection."""
-        if not documents:
-            return
+    async def put_cases(self, documents: Sequence[Case], *, since: int, aside: bool = False) -> None:
+        """
+        Write case documents where what is there is older (`pos`).
+
+        Args:
+            since: those that began with this leaf or later (`first`) are most likely new: inserting costs a third of replacing.
+            aside: into the rebuilt collection.
+        """
         collection = self._aside if aside else self._cases
-        writes = [
-            ReplaceOne({"_id": document["_id"], "pos": {"$lt": document["pos"]}}, document, upsert=True)
-            for document in documents
-        ]
         with _asking(60):
+            begun = [document for document in documents if document["first"] >= since]
+            there = await _insert_new(collection, begun) if begun else set()
+            writes = [
+                ReplaceOne({"_id": document["_id"], "pos": {"$lt": document["pos"]}}, document, upsert=True)
+                for document in documents
+                if document["first"] < since or document["_id"] in there
+            ]
+            if not writes:
+                return
             try:
                 await collection.bulk_write(writes, ordered=False)
             except BulkWriteError as why:  # a duplicate key: what is there is as new
@@ -559,17 +568,21 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
     return query
 
 
-async def _insert_new(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:
+async def _insert_new(collection: Any, documents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Insert what is not there; the ids of what is."""
     try:
         await collection.insert_many(documents, ordered=False)
     except BulkWriteError as why:
-        _only_duplicates(why)
+        return {documents[at]["_id"] for at in _only_duplicates(why)}
+    return set()
 
 
-def _only_duplicates(why: BulkWriteError) -> None:
+def _only_duplicates(why: BulkWriteError) -> list[int]:
+    """Which documents were there already. Raises what it is given where anything else went wrong."""
     errors = why.details["writeErrors"] if why.details else []
     if not errors or any(error["code"] != DUPLICATE_KEY for error in errors):
         raise why
+    return [error["index"] for error in errors]
 
 
 def _tile_id(level: int, number: int) -> str:

@@ -64,6 +64,7 @@ def main() -> int:
     """Exit 0 when told to stop, 1 with one line where it cannot start."""
     try:
         settings = Settings()
+        serving.collect_seldom()
         configure("notify", settings.instance, format=settings.log_format, level=settings.log_level)
         if district := asked(sys.argv[1:]):
             uvloop.run(write(settings, RULES, district))

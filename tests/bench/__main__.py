@@ -16,7 +16,10 @@ from rich.table import Table
 from shared import telemetry
 from tests.bench.harness import REPORT, Benchmark, Row, Workshop, write_report
 
-BENCHMARKS = ("pipe", "intake", "latency", "stream", "flood", "commit", "recovery", "memory", "login", "auth", "seal")
+BENCHMARKS = (
+    *("pipe", "intake", "latency", "stream", "flood", "commit", "recovery", "memory", "login", "auth", "seal"),
+    "ledger_ingest",
+)
 """In this order: those that share a filled stream come one after the other. Each is a module of this package with `run`."""
 
 

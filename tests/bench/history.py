@@ -25,7 +25,22 @@ from services.dispatch.model import Desk, evolve, initial, take_in
 from shared.auth import Caller
 from shared.bus import Bus, Fence, Message
 from shared.envelope import Envelope
-from shared.facts import HUB, NOWHERE, Position, RequestRated, RequestWithdrawn, TurnCommitted, instant
+from shared.facts import (
+    HUB,
+    NOWHERE,
+    Fact,
+    MatchExplained,
+    NoticeQueued,
+    NoticeSent,
+    Position,
+    RequestRated,
+    RequestSubmitted,
+    RequestWithdrawn,
+    TaskOffered,
+    TaskOpened,
+    TurnCommitted,
+    instant,
+)
 from shared.ids import derived_id, new_id
 from shared.turns import FACTS_MAX, Command, Fold, Input, snapshot_name
 from tests.bench.ground import DISTRICT, apply_register, members, register_facts, request
@@ -37,6 +52,14 @@ LARGE_FACTS = 750
 DISPATCHER = Caller("bench", DISTRICT, frozenset({"dispatcher"}))
 MARKER = RULES.marker_subject(DISTRICT)
 LENGTH = struct.Struct("!I")
+BLOCK = 250
+STAGES: dict[type[Fact], int] = {
+    model: stage
+    for stage, models in enumerate(
+        [(RequestSubmitted,), (TaskOpened, MatchExplained, TaskOffered), (NoticeQueued, NoticeSent)]
+    )
+    for model in models
+}
 
 
 @dataclass(frozen=True)
@@ -145,9 +168,9 @@ def turns(created: str, position: int, until_facts: int, snapshot_at: int, small
             until_facts = 0
         while len(facts) < most and (not until_facts or stored + len(facts) < until_facts):
             now = instant(min(ends, now + step))
-            state, made = _life(state, tasks, now)
+            state, said = _life(state, tasks, now)
             tasks += 1
-            facts += made
+            facts += [envelope for envelope in said if envelope.fact.service == "dispatch"]
         envelope = _marker(created, position, now, marker, len(facts))
         messages = [Message(fact.subject, fact.encode()) for fact in facts]
         messages.append(Message(MARKER, envelope.encode()))
@@ -164,21 +187,71 @@ def turns(created: str, position: int, until_facts: int, snapshot_at: int, small
         yield Turn(messages, snapshot)
 
 
+def everything(requests: int) -> Iterator[Envelope]:
+    """
+    All that the four services say of so many requests, notices included, after a register and its members.
+
+    As it comes when many come together: of each `BLOCK` first the requests, then what the desk makes of them, then the
+    messages, then the rest of their lives.
+    """
+    now = instant(datetime.now(UTC) - timedelta(days=DAYS))
+    step = timedelta(days=DAYS) / max(1, requests)
+    state = initial(DISTRICT)
+    for fact in register_facts():
+        envelope = Envelope(new_id(), HUB, NOWHERE, now, fact, HUB)
+        state = take_in(state, envelope)
+        yield envelope
+    enrolled = decide(state, Command(new_id(), Enrol(members=tuple(members())), DISPATCHER), now)
+    state = enrolled.state
+    yield from enrolled.facts
+    for start in range(0, requests, BLOCK):
+        block: list[Envelope] = []
+        for n in range(start, min(start + BLOCK, requests)):
+            now = instant(now + step)
+            state, said = _life(state, n, now)
+            block += said
+            block += [notice for envelope in said for notice in _notices(envelope)]
+        yield from sorted(block, key=lambda envelope: STAGES.get(type(envelope.fact), len(STAGES)))
+
+
+def _notices(offered: Envelope) -> Iterator[Envelope]:
+    """What notify says of an offer."""
+    fact = offered.fact
+    if not isinstance(fact, TaskOffered):
+        return
+    for member in fact.members:
+        id = derived_id(offered.id, member)
+        queued = NoticeQueued(
+            notice_id=id,
+            cause=offered.id,
+            recipient=member,
+            template="offered",
+            task_id=fact.task_id,
+            item=fact.item,
+            area=offered.area,
+            urgent=False,
+            until=fact.until,
+        )
+        for notice in (queued, NoticeSent(notice_id=id, channel="app", attempt=1)):
+            of = Envelope(new_id(), DISTRICT, offered.area, offered.time, notice, DISTRICT, offered.case, offered.id)
+            yield of
+
+
 def _marker(created: str, position: int, now: datetime, before: int, facts: int) -> Envelope:
     fact = TurnCommitted(position=Position(created=created, sequence=position), by="bench", epoch=1, facts=facts)
     return Envelope(derived_id(MARKER, before), DISTRICT, NOWHERE, now, fact, DISTRICT)
 
 
 def _life(state: Desk, n: int, now: datetime) -> tuple[Desk, list[Envelope]]:
-    """The next task, from its request to wherever its tenth of the work gets."""
+    """The next task, from its request to wherever its tenth of the work gets: what its resident and the desk said of it."""
     submitted = request(n, now)
     decision = decide(state, Input(0, submitted), now)
-    state, facts = decision.state, [*decision.facts]
+    state, said = decision.state, [submitted, *decision.facts]
     for work in _rest(state, n % 10, str(submitted.case), submitted.area, now):
         decision = decide(state, work, now)
         state = decision.state
-        facts += decision.facts
-    return state, facts
+        said += [*([work.envelope] if isinstance(work, Input) else []), *decision.facts]
+    return state, said
 
 
 def _rest(state: Desk, which: int, request_id: str, area: str, now: datetime) -> Iterator[Input | Command]:

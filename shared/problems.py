@@ -93,6 +93,7 @@ PROBLEMS: dict[str, Text] = {
     "stale_signature": Text(403, "签名已失效:{why}", "The signature no longer counts: {why}", "请用当前时间重新签名", "Sign it again with the time as it is"),
     # the ledger
     "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
+    "no_checkpoint": Text(404, "账本在 {of} 没有检查点", "The ledger has no checkpoint at {of}", "请改用已签名的大小或较晚的时间,或留空取最新", "Give a size that was signed or a later time, or leave it out for the latest"),
     "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -20,19 +20,21 @@ from services.ledger.asking import (
     AreaGiven,
     Auditor,
     District,
-    Ndjson,
     Office,
-    Reader,
     district_of,
 )
+from services.ledger.asof import case_at, cases_at
 from services.ledger.checkpoints import Signer
+from services.ledger.events import AsOf, At
+from services.ledger.events import add_routes as add_event_routes
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
+from services.ledger.pinning import size_at
 from services.ledger.projecting import Projector
 from services.ledger.recalling import Recall
 from services.ledger.register_api import Sentence
 from services.ledger.registering import Registry
-from services.ledger.replay import Cursors, Replay, lines, scopes_of, types_named
+from services.ledger.replay import Cursors
 from services.ledger.store import Selection, Store
 from shared.auth import EVERYWHERE, Doorkeeper
 from shared.bus import STREAM, Bus, Request
@@ -69,6 +71,13 @@ class Ledger:
     counted: tuple[int, int, int] = field(default=(0, 0, 0))
     """Epoch, sequence and how many leaves were counted up to there: the log below never changes."""
 
+    @property
+    def sharing(self) -> Sharing:
+        """Raises RefusedError `unavailable` until the register has been read: what is closed would look open."""
+        if not self.registry.sharing.loaded:
+            raise RefusedError("unavailable", retry_after=2)
+        return self.registry.sharing
+
 
 async def find_case(
     ledger: Ledger,
@@ -99,21 +108,20 @@ async def find_case(
         raise RefusedError("not_found", what=id or "case")
     everything = scope in (HUB, EVERYWHERE)
     if not everything:
-        closed = document["area"] in _sharing(ledger).closed(scope, datetime.now(UTC))
+        closed = document["area"] in ledger.sharing.closed(scope, datetime.now(UTC))
         if scope not in document["districts"] or (closed and not cases.concerns(document, scope)):
             raise RefusedError("foreign_district", district=document["district"], yours=scope)
     seen = Selection(request=document["_id"], kinds=("event",), event=fact)
     found = await ledger.store.read(seen, 0, 2**53, TIMELINE_MAX)
-    leaves = [(index, orjson.loads(leaf)) for index, leaf in found]
-    timeline = [cases.entry(index, leaf) for index, leaf in leaves if everything or _lists(leaf, scope)]
-    return {"case": {**cases.shown(document), "timeline": timeline}, "as_of": as_of, "stale": not reached}
+    steps = timeline(found, scope)
+    return {"case": {**cases.shown(document), "timeline": steps}, "as_of": as_of, "stale": not reached}
 
 
-def _sharing(ledger: Ledger) -> Sharing:
-    """Raises RefusedError `unavailable` until the register has been read: what is closed would look open."""
-    if not ledger.registry.sharing.loaded:
-        raise RefusedError("unavailable", retry_after=2)
-    return ledger.registry.sharing
+def timeline(found: Iterable[tuple[int, bytes]], scope: str) -> list[dict[str, Any]]:
+    """These leaves about a case as its timeline, as far as they list the district for whom it is."""
+    leaves = ((index, orjson.loads(leaf)) for index, leaf in found)
+    everything = scope in (HUB, EVERYWHERE)
+    return [cases.entry(index, leaf) for index, leaf in leaves if everything or _lists(leaf, scope)]
 
 
 async def _reached(ledger: Ledger, position: int) -> bool:
@@ -251,7 +259,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/cases",
         tags=["cases"],
         summary="诉求列表,新者在前 / cases, newest first",
-        responses={**barred, **problems("bad_cursor", "unavailable")},
+        responses={**barred, **problems("bad_cursor", "no_checkpoint", "unavailable")},
     )
     async def list_cases(
         caller: Office,
@@ -261,12 +269,22 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         item: Annotated[str | None, Query(max_length=48)] = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
+        as_of: AsOf = None,
+        at: At = None,
     ) -> Response:
         whose = district_of(caller, district)
         by = {name: value for name, value in (("state", state), ("area", area), ("item", item)) if value is not None}
         question = {"cases": by, "district": whose or EVERYWHERE}
+        closed = ledger.sharing.closed(whose, datetime.now(UTC)) if whose else ()
+        if as_of is not None or at is not None:
+            then = {**question, "at": at}
+            below, size = ledger.cursors.open(then, cursor) if cursor else (None, await size_at(ledger.store, as_of))
+            seen, following = await cases_at(
+                *(ledger.store, by, size, at), district=whose, closed=closed, below=below, limit=limit
+            )
+            following_cursor = ledger.cursors.seal(then, following, size) if following is not None else None
+            return _json({"cases": seen, "next": following_cursor, "size": size, "at": at})
         below = ledger.cursors.open(question, cursor)[0] if cursor else None
-        closed = _sharing(ledger).closed(whose, datetime.now(UTC)) if whose else ()
         found = await ledger.store.list_cases(by, district=whose, closed=closed, below=below, limit=limit + 1)
         page, more = found[:limit], len(found) > limit
         return _json(
@@ -281,61 +299,26 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         "/v1/cases/{id}",
         tags=["cases"],
         summary="诉求全程 / one case with its timeline",
-        responses={**barred, **problems("not_found", "unavailable")},
+        responses={**barred, **problems("not_found", "no_checkpoint", "unavailable")},
     )
     async def one_case(
         caller: Office,
         id: str,
         position: Annotated[int | None, Query(ge=0, description="read-your-writes: wait for this sequence")] = None,
+        as_of: AsOf = None,
+        at: At = None,
     ) -> Response:
         scope = district_of(caller, None) or EVERYWHERE
-        return _json(await find_case(ledger, id=id, position=position, scope=scope))
+        now = await find_case(ledger, id=id, position=position, scope=scope)
+        if as_of is None and at is None:
+            return _json(now)
+        size = await size_at(ledger.store, as_of)
+        case, found = await case_at(ledger.store, id, size, at)
+        if case is None:
+            raise RefusedError("not_found", what=id)
+        return _json({"case": {**cases.shown(case), "timeline": timeline(found, scope)}, "size": size, "at": at})
 
-    @app.get(
-        "/v1/events",
-        tags=["replay"],
-        summary="账本重放 NDJSON / replay as NDJSON with header and trailer",
-        response_class=Ndjson,
-        responses={**barred, **problems("bad_cursor", "unavailable")},
-    )
-    async def replay(
-        caller: Reader,
-        since: Annotated[int, Query(alias="from", ge=0)] = 0,
-        to: Annotated[int | None, Query(ge=0)] = None,
-        district: District = None,
-        area: AreaGiven = None,
-        request: Annotated[str | None, Query(max_length=200)] = None,
-        type: Annotated[str | None, Query(max_length=500, description="task.offered,task.accepted")] = None,
-        kinds: Annotated[str, Query(description="event (default), some of them, or all")] = "event",
-        limit: Annotated[int | None, Query(ge=1)] = None,
-        cursor: Annotated[str | None, Query(max_length=200)] = None,
-    ) -> Ndjson:
-        own = district_of(caller, district if district != HUB else None)
-        if kinds != "all" and not set(kinds.split(",")) <= {*KINDS}:
-            some = ", ".join(KINDS)
-            raise RefusedError("invalid", field="kinds", why=f"可选 {some},或 all", why_en=f"some of {some}, or all")
-        asked = Replay(
-            log=ledger.origin,
-            selection=Selection(
-                scopes=None if caller.district == EVERYWHERE or own is None else scopes_of(caller.district),
-                district=district,
-                area=area,
-                request=request,
-                types=types_named(type.split(",")) if type else None,
-                kinds=None if kinds == "all" else tuple(sorted(set(kinds.split(",")))),
-                lost=_sharing(ledger).all_lost(caller.district, datetime.now(UTC)) or None,
-            ),
-            size=0,
-            since=since,
-            to=to,
-            limit=limit,
-        )
-        if cursor is not None:
-            since, size = ledger.cursors.open(asked.question, cursor)
-        else:
-            size = await ledger.store.size()
-        pinned = Replay(asked.log, asked.selection, size, since, to, limit)
-        return Ndjson(lines(ledger.store, pinned, ledger.cursors))
+    add_event_routes(app, ledger)
 
     @app.get("/v1/ledger", tags=["replay"], summary="账本概况 / the ledger in numbers", responses=barred)
     async def in_numbers(_: Anyone) -> Response:

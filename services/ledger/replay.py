@@ -1,22 +1,29 @@
 """
-Replay: what the log holds, as NDJSON that says itself whether it is complete.
+Replay: what the log holds, as lines that say themselves whether they are complete.
 
-The first line names the log, the size it is pinned to, the filter and how many leaves to expect; then one line per leaf, the
-stored bytes as they are; the last line says how many there were and where to go on. No last line: it was cut short.
+The first line names the log, the size it is pinned to with its signed checkpoint, the filter, how many leaves to expect, and where
+each district stands at that size with the proof of it; then one line per leaf, the stored bytes as they are; the last line says how many
+there were and where to go on. No last line: it was cut short. What an agreement closed to the reader is listed by index, ordinal and
+hash, so that the ordinals stay dense and nothing can be left out unseen.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 
+from services.ledger import heads
+from services.ledger.leaves import EVENT
 from services.ledger.store import Selection
+from services.ledger.tree import leaf_hash
 from shared.envelope import canonical
 from shared.errors import RefusedError
 from shared.facts import CATALOGUE, HUB
@@ -25,12 +32,18 @@ VERSION = "paidan/replay/1"
 CHUNK = 2000
 MAC_BYTES = 16
 
+Format = Literal["ndjson", "sse"]
+Chunk = list[tuple[int, bytes]]
+
 
 class Log(Protocol):
     """What a replay needs of the store."""
 
-    async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
+    async def read(self, selection: Selection, since: int, below: int, limit: int) -> Chunk:
         """Leaves in a range."""
+
+    async def count(self, selection: Selection, since: int, below: int) -> int:
+        """How many leaves of a range are selected."""
 
     async def ordinal(
         self, *, district: str | None = None, request: str | None = None, below: int | None = None
@@ -40,9 +53,12 @@ class Log(Protocol):
     async def rare(self, *, since: int = 0, below: int | None = None) -> list[tuple[str, int, bytes | None]]:
         """How many leaves are no events."""
 
+    async def scopes(self, below: int | None = None) -> heads.Scopes:
+        """Events per district below an index, and the index of the last one."""
+
 
 class Cursors:
-    """Where a reader was, in a form that only we can make: `next`, the pinned size and the question it belongs to."""
+    """Where a reader was, in a form that only we can make: numbers, and the question they belong to."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -75,6 +91,9 @@ class Replay:
 
     Attributes:
         to: as the caller asked; None for the pinned size.
+        note: the checkpoint of this size; None where nothing is signed.
+        register, at_s: the size of the log and the moment (seconds since 1970) that say what the caller had lost
+            (`selection.lost`); 0 where that is nothing.
     """
 
     log: str
@@ -83,6 +102,9 @@ class Replay:
     since: int = 0
     to: int | None = None
     limit: int | None = None
+    note: str | None = None
+    register: int = 0
+    at_s: int = 0
 
     @property
     def until(self) -> int:
@@ -92,8 +114,42 @@ class Replay:
     @property
     def question(self) -> dict[str, Any]:
         """What a cursor of this replay belongs to, and what the header says of the filter."""
-        chosen = {name: value for name, value in asdict(self.selection).items() if value is not None}
+        asked = asdict(replace(self.selection, lost=None))
+        chosen = {name: value for name, value in asked.items() if value is not None}
         return chosen if self.to is None else {**chosen, "to": self.to}
+
+    def cursor(self, cursors: Cursors, following: int) -> str:
+        """Where to go on: the same log, size, filter and losses, from this index."""
+        question = {"log": self.log, **self.question}
+        return cursors.seal(question, following, self.size, self.register, self.at_s)
+
+    def resumed(self, cursors: Cursors, cursor: str) -> Replay:
+        """This replay as its cursor pins it, from there on or from `since` if that is later. Raises RefusedError `bad_cursor`."""
+        following, size, register, at_s = cursors.open({"log": self.log, **self.question}, cursor)
+        return replace(self, since=max(self.since, following), size=size, register=register, at_s=at_s)
+
+    def without(self, lost: tuple[str, ...]) -> Replay:
+        """This replay for somebody who has lost these areas; it need not remember when where there are none."""
+        if not lost:
+            return replace(self, register=0, at_s=0)
+        return replace(self, selection=replace(self.selection, lost=lost))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is everything of its districts: then what is withheld is listed; else it is left out, and nothing is said of it."""
+        asked = self.selection
+        narrowed = (asked.area, asked.request, asked.types, asked.time_from, asked.time_to, asked.event)
+        return all(each is None for each in narrowed) and (asked.kinds is None or EVENT in asked.kinds)
+
+    @property
+    def read(self) -> Selection:
+        """What is read of the log for it."""
+        return replace(self.selection, lost=None) if self.whole else self.selection
+
+    @property
+    def districts(self) -> tuple[str, ...] | None:
+        """The districts whose ordinals its lines carry; None for those of all."""
+        return (self.selection.district,) if self.selection.district is not None else self.selection.scopes
 
 
 def types_named(names: Sequence[str]) -> tuple[str, ...]:
@@ -108,72 +164,108 @@ def types_named(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-async def expected(log: Log, replay: Replay) -> int | dict[str, int] | None:
+async def expected(log: Log, replay: Replay) -> int | dict[str, int]:
     """
-    How many leaves the whole range holds: one number, or one per scope; None where the filter cannot be counted by ordinals.
+    How many lines the whole range holds: one number, or one per district where ordinals say so.
 
-    A leaf that lists several scopes is counted in each.
+    A leaf that lists several districts is counted in each.
     """
     asked = replay.selection
     since, until = replay.since, max(replay.since, replay.until)
-    if (
-        asked.area is not None
-        or asked.types is not None
-        or asked.lost is not None
-        or (asked.request is not None and asked.district is not None)
-    ):
-        return None
-    if asked.request is not None:
-        if asked.scopes is not None:
-            return None
-        return await log.ordinal(request=asked.request, below=until) - await log.ordinal(
-            request=asked.request, below=since
-        )
-    scopes = (asked.district,) if asked.district is not None else asked.scopes
-    if scopes is not None:
+    if replay.whole and replay.districts is not None:
         return {
-            scope: await log.ordinal(district=scope, below=until) - await log.ordinal(district=scope, below=since)
-            for scope in scopes
+            district: await log.ordinal(district=district, below=until)
+            - await log.ordinal(district=district, below=since)
+            for district in replay.districts
         }
-    if asked.kinds is None:
+    if replay.whole and asked.kinds is None:
         return until - since
-    if asked.kinds == ("event",):
+    if replay.whole and asked.kinds == (EVENT,):
         return until - since - sum(many for _, many, _ in await log.rare(since=since, below=until))
-    return None
+    return await log.count(replay.read, since, until)
 
 
-async def lines(log: Log, replay: Replay, cursors: Cursors) -> AsyncIterator[bytes]:
+async def header(log: Log, replay: Replay, cursors: Cursors) -> dict[str, Any]:
+    """The first line. `heads`: each district's last ordinal at the pinned size, with the path to the `heads` of the checkpoint."""
+    stands: dict[str, Any] = {}
+    if replay.districts is not None:
+        scopes = await log.scopes(replay.size)
+        paths = {district: heads.path(scopes, district) for district in replay.districts}
+        stands = {district: heads.shown(path) if path else None for district, path in paths.items()}
+    return {
+        "replay": VERSION,
+        "log": replay.log,
+        "size": replay.size,
+        "from": replay.since,
+        "filter": replay.question,
+        "checkpoint": replay.note,
+        "expected": await expected(log, replay),
+        "heads": stands,
+        "withheld": list(replay.selection.lost or ()),
+        "cursor": replay.cursor(cursors, replay.since),
+    }
+
+
+async def lines(log: Log, replay: Replay, cursors: Cursors, format: Format = "ndjson") -> AsyncGenerator[bytes]:
     """The replay in chunks of whole lines. What goes wrong midway ends it without its last line."""
-    yield (
-        canonical(
-            {
-                "replay": VERSION,
-                "log": replay.log,
-                "size": replay.size,
-                "from": replay.since,
-                "filter": replay.question,
-                "expected": await expected(log, replay),
-            }
-        )
-        + b"\n"
-    )
-    at, count, left = replay.since, 0, replay.limit
-    following: int | None = None
-    while at < replay.until:
-        want = CHUNK if left is None else min(CHUNK, left)
-        if want == 0:
-            following = at
-            break
-        chunk = await log.read(replay.selection, at, replay.until, want)
-        if chunk:
-            yield b"".join([b'{"s":%d,"leaf":%b}\n' % (index, leaf) for index, leaf in chunk])
-        count += len(chunk)
-        left = None if left is None else left - len(chunk)
-        if len(chunk) < want:
-            break
-        at = chunk[-1][0] + 1
-    cursor = cursors.seal(replay.question, following, replay.size) if following is not None else None
-    yield canonical({"end": True, "count": count, "next": cursor}) + b"\n"
+    yield _framed("replay", canonical(await header(log, replay, cursors)), format)
+    count, following = 0, None
+    lost = frozenset(replay.selection.lost or ()) if replay.whole else frozenset()
+    async with aclosing(_chunks(log, replay)) as chunks:
+        async for chunk in chunks:
+            count += len(chunk)
+            following = chunk[-1][0] + 1
+            yield b"".join([_line(index, leaf, lost, replay, format) for index, leaf in chunk])
+    more = replay.limit is not None and count == replay.limit
+    cursor = replay.cursor(cursors, following) if more and following is not None and following < replay.until else None
+    yield _framed("end", canonical({"end": True, "count": count, "next": cursor}), format)
+
+
+async def _chunks(log: Log, replay: Replay) -> AsyncGenerator[Chunk]:
+    """What is selected, oldest first; the next chunk is read while this one is on its way, and no further."""
+    at, left = replay.since, replay.limit
+    coming: asyncio.Task[Chunk] | None = None
+    try:
+        while at < replay.until and left != 0:
+            want = CHUNK if left is None else min(CHUNK, left)
+            chunk = await (coming or log.read(replay.read, at, replay.until, want))
+            coming = None
+            if not chunk:
+                return
+            at = chunk[-1][0] + 1
+            left = None if left is None else left - len(chunk)
+            if len(chunk) == want and at < replay.until and left != 0:
+                following = CHUNK if left is None else min(CHUNK, left)
+                coming = asyncio.create_task(log.read(replay.read, at, replay.until, following))
+            yield chunk
+            if len(chunk) < want:
+                return
+    finally:
+        if coming is not None:
+            coming.cancel()
+
+
+def _line(index: int, leaf: bytes, lost: frozenset[str], replay: Replay, format: Format) -> bytes:
+    """One line, the stored bytes in it as they are."""
+    line = (lost and _withheld(index, leaf, lost, replay)) or b'{"s":%d,"leaf":%b}' % (index, leaf)
+    return line + b"\n" if format == "ndjson" else b"id: %d\ndata: %b\n\n" % (index, line)
+
+
+def _withheld(index: int, leaf: bytes, lost: frozenset[str], replay: Replay) -> bytes | None:
+    """In place of what another office said of a lost area: which leaf it is, with its ordinal and hash; None for everything else."""
+    document = orjson.loads(leaf)
+    if "scopes" not in document or document["subject"].split(".")[3] not in lost:
+        return None
+    said_by, own = document["scopes"][0]["d"], (replay.selection.scopes or (HUB,))[0]
+    if said_by in (own, HUB):
+        return None
+    asked = replay.districts or ()
+    scope = next(scope for scope in document["scopes"] if scope["d"] in asked)
+    return canonical({"s": index, "withheld": True, "d": scope["d"], "n": scope["n"], "hash": leaf_hash(leaf).hex()})
+
+
+def _framed(event: str, line: bytes, format: Format) -> bytes:
+    return line + b"\n" if format == "ndjson" else b"event: %b\ndata: %b\n\n" % (event.encode(), line)
 
 
 def scopes_of(district: str) -> tuple[str, ...]:

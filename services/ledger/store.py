@@ -78,6 +78,7 @@ class Selection:
         lost: areas that an office shared once: of those it gets what it said itself (`scopes[0]`), and what everybody may know.
         types: full types, or names of facts (`task.offered`) of any version.
         event: the one event with this id.
+        time_from, time_to: events whose own time lies in [from, to).
     """
 
     scopes: tuple[str, ...] | None = None
@@ -88,6 +89,8 @@ class Selection:
     kinds: tuple[str, ...] | None = None
     event: str | None = None
     lost: tuple[str, ...] | None = None
+    time_from: datetime | None = None
+    time_to: datetime | None = None
 
 
 class Signed(NamedTuple):
@@ -320,6 +323,11 @@ class Store:
         with _asking():
             found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
         return (found["_id"], found["note"], int(found["recorded"])) if found else None
+
+    async def count(self, selection: Selection, since: int, below: int) -> int:
+        """How many leaves with since ≤ index < below are selected."""
+        with _asking(60):
+            return int(await self._events.count_documents(_query(selection, since, below)))
 
     async def whole(self, since: int, below: int) -> bool:
         """Whether a majority holds every leaf of a range."""
@@ -561,6 +569,9 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
         query["eid"] = selection.event
     if selection.types is not None:
         query["ty"] = {"$in": list(selection.types)}
+    if selection.time_from is not None or selection.time_to is not None:
+        bounds = {"$gte": selection.time_from, "$lt": selection.time_to}
+        query["et"] = {operator: bound for operator, bound in bounds.items() if bound is not None}
     if selection.kinds is not None and "ds" not in query and "case" not in query:
         query["k"] = {"$in": list(selection.kinds)}
     elif selection.kinds is not None and "event" not in selection.kinds:

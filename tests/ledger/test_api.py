@@ -343,9 +343,45 @@ async def test_a_district_gets_its_own_leaves_only_and_can_prove_that_it_got_the
     await service.published(*[message(each) for each in life(1, f"{WUCHANG},{QINGSHAN}") + life(2)])
     for asked in ({}, {"kinds": "all"}, {"request": request_id(1)}):
         header, lines, trailer = await service.replay(of=QINGSHAN, **asked)
-        assert (header["expected"], trailer["count"]) in (({QINGSHAN: 9, "000000": 0}, 9), (None, 9))
+        assert (header["expected"], trailer["count"]) in (({QINGSHAN: 9, "000000": 0}, 9), (9, 9))
         assert [line["leaf"]["scopes"][1] for line in lines] == [{"d": QINGSHAN, "n": n} for n in range(1, 10)]
     assert (await service.replay(of=QINGSHAN, request=request_id(2)))[1] == []
+
+
+async def test_a_stream_of_events_goes_on_behind_the_last_event_id_and_comes_zipped_to_who_asks(
+    service: Service,
+) -> None:
+    await service.published(*[message(each) for each in life(1)])
+    headers = {**service.bearer("auditor"), "Last-Event-ID": "5", "Accept-Encoding": "gzip"}
+    sent = await service.http.get("/v1/events", params={"format": "sse"}, headers=headers)
+    assert sent.headers["content-type"].startswith("text/event-stream")
+    assert sent.headers["content-encoding"] == "gzip"
+    assert [line for line in sent.text.splitlines() if line.startswith("id: ")] == ["id: 6", "id: 7", "id: 8"]
+    headers["Accept-Encoding"] = "identity"
+    plain = await service.http.get("/v1/events", params={"format": "sse"}, headers=headers)
+    assert "content-encoding" not in plain.headers
+    assert plain.text == sent.text
+
+
+async def test_what_was_is_told_as_of_a_size_and_of_a_moment(service: Service) -> None:
+    await service.published(*[message(each) for each in (*life(1), submitted(2, at_s=60))])
+    one = f"/v1/cases/{request_id(1)}"
+    case = (await service.get(one, as_of=4)).json()
+    assert (case["size"], case["case"]["state"], len(case["case"]["timeline"])) == (4, "offered", 4)
+    assert (await service.get(one, at="2026-11-22T01:02:04Z")).json()["case"]["state"] == "submitted"
+    assert (await service.get(one, as_of=0)).json()["code"] == "not_found"
+    assert (await service.get(one, as_of=99)).json()["code"] == "no_checkpoint"
+    assert (await service.get(one, as_of="soon")).json()["field"] == "as_of"
+    listed = (await service.get("/v1/cases", as_of=4, state="offered")).json()
+    assert ([each["id"] for each in listed["cases"]], listed["size"]) == ([request_id(1)], 4)
+    first = (await service.get("/v1/cases", as_of=10, limit=1)).json()
+    second = (await service.get("/v1/cases", as_of=10, limit=1, cursor=first["next"])).json()
+    assert [page["cases"][0]["id"] for page in (first, second)] == [request_id(2), request_id(1)]
+    state = (await service.get("/v1/state", of=WUCHANG, as_of=5)).json()
+    assert (state["district"], state["cases"]["states"]) == (WUCHANG, {"accepted": 1})
+    assert state["members"] == [{"member": "m-li", "held": 1, "effort": 3}]
+    assert (await service.get("/v1/state", of=QINGSHAN)).json()["cases"]["open"] == 0
+    assert (await service.get("/v1/state", of=QINGSHAN, district=WUCHANG)).json()["code"] == "foreign_district"
 
 
 async def test_a_replay_that_breaks_off_has_no_last_line(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

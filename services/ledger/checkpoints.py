@@ -156,7 +156,7 @@ class Signer:
     @property
     def subject(self) -> str:
         """Where the bus holds the last checkpoint."""
-        return f"$KV.CHECKPOINTS.{sha256(self.keys.origin.encode()).hexdigest()}"
+        return subject_of(self.keys.origin)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sign until told to stop, then once more, so that the last checkpoint is of the whole log."""
@@ -280,3 +280,8 @@ class Signer:
         SIGNED.set(self.size)
         if new and last and self.witnesses:
             await self.witnesses.announce(last.note)
+
+
+def subject_of(origin: str) -> str:
+    """Where the bus holds the last checkpoint of a log, in the stream `BUCKET`."""
+    return f"$KV.CHECKPOINTS.{sha256(origin.encode()).hexdigest()}"

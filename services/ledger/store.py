@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import orjson
 import pymongo
+from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
@@ -136,6 +137,7 @@ class Store:
         self._events = self._database.get_collection(
             "events", write_concern=durable, read_concern=ReadConcern("majority")
         )
+        self._events_plain: Any = self._events.with_options(codec_options=CodecOptions(tz_aware=False))
         self._rejects = self._database.get_collection("rejects", write_concern=durable)
         self._tiles, self._checkpoints, self._cosigs = (
             self._database.get_collection(name, write_concern=durable, read_concern=ReadConcern("majority"))
@@ -188,7 +190,7 @@ class Store:
             if raws:
                 await _insert_new(self._rejects, raws)
             try:
-                await self._events.insert_many(map(_document, batch), ordered=True)
+                await self._events.insert_many(map(document_of, batch), ordered=True)
             except BulkWriteError as why:
                 errors = why.details["writeErrors"] if why.details else []
                 if not errors or errors[0]["code"] != DUPLICATE_KEY:
@@ -527,6 +529,52 @@ class Store:
             async for document in self._cases.find({}).sort("_id", ASCENDING):
                 yield document
 
+    # --- what only an audit reads -----------------------------------------------------------------------------------
+
+    async def audited(self, since: int, below: int) -> list[dict[str, Any]]:
+        """Whole documents of a range, oldest first, as they are; times in UTC without their zone."""
+        with _asking(60):
+            found = self._events_plain.find({"_id": {"$gte": since, "$lt": below}}).sort("_id", ASCENDING)
+            return list(await found.batch_size(below - since).to_list(below - since))
+
+    async def signed(self, since: int, below: int) -> list[tuple[int, str]]:
+        """Size and note of the checkpoints with since < size ≤ below."""
+        with _asking(60):
+            found = self._checkpoints.find({"_id": {"$gt": since, "$lte": below}}).sort("_id", ASCENDING)
+            return [(document["_id"], document["note"]) async for document in found]
+
+    async def cosigned(self) -> AsyncIterator[tuple[int, str, list[tuple[str, str]]]]:
+        """Every checkpoint that has been cosigned: its size, its note ("" where there is none), witness and line of each."""
+        join = {"from": "checkpoints", "localField": "_id", "foreignField": "_id", "as": "of"}
+        lines = {"$push": {"witness": "$witness", "line": "$line"}}
+        with _asking(600):
+            async for found in self._cosigs.aggregate(
+                [{"$group": {"_id": "$size", "lines": lines}}, {"$lookup": join}], allowDiskUse=True
+            ):
+                note = found["of"][0]["note"] if found["of"] else ""
+                yield found["_id"], note, [(each["witness"], each["line"]) for each in found["lines"]]
+
+    async def raws(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Every message that is no event: the digest it is kept under, and its bytes."""
+        with _asking(600):
+            async for document in self._rejects.find({}):
+                yield document["_id"], bytes(document["b"])
+
+    async def case_ids(self) -> AsyncIterator[tuple[str, int]]:
+        """Every case that there is: its id, and the index of the first leaf about it."""
+        with _asking(600):
+            async for document in self._cases.find({}, {"first": 1}):
+                yield document["_id"], document.get("first", 0)
+
+    async def of_cases(self, ids: Sequence[str]) -> dict[str, list[tuple[int, bytes]]]:
+        """The leaves of these requests, oldest first."""
+        found: dict[str, list[tuple[int, bytes]]] = {id: [] for id in ids}
+        with _asking(60):
+            by = self._events.find({"case": {"$in": list(ids)}}, {"b": 1, "case": 1}, hint="case")
+            async for document in by.batch_size(5000):
+                found[document["case"]].append((document["_id"], document["b"]))
+        return {id: sorted(leaves) for id, leaves in found.items()}
+
 
 def raw_id(leaf: Leaf) -> str:
     """Raw bytes are kept under their digest, as the leaf names it."""
@@ -534,7 +582,8 @@ def raw_id(leaf: Leaf) -> str:
     return digest
 
 
-def _document(leaf: Leaf) -> dict[str, Any]:
+def document_of(leaf: Leaf) -> dict[str, Any]:
+    """A leaf as it is stored, with everything it is indexed by."""
     document: dict[str, Any] = {"_id": leaf.index, "b": leaf.data, "h": leaf.hash, "k": leaf.kind, "src": leaf.epoch}
     if leaf.sequence is not None:
         document["sseq"] = leaf.sequence

@@ -1,0 +1,359 @@
+"""
+An audit of a log where it lies: reads MongoDB, what is held outside it, and the stream; writes nothing.
+
+The pure part is `services.ledger.verifying`. Here it is fed, and what does not follow from leaf to leaf is compared: signatures and
+cosignatures, raw bytes, projections, the stream. What could not be looked at is said, never passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from services.ledger import cases, projecting
+from services.ledger.checkpoints import BUCKET, subject_of
+from services.ledger.findings import Findings, plain
+from services.ledger.leaves import EVENT
+from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Signature
+from services.ledger.store import Store
+from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH
+from services.ledger.verifying import Audit
+from shared.bus import Bus, Delivery, Stored, StreamState
+from shared.envelope import canonical, opened
+from shared.errors import PaidanError
+from shared.facts import CATALOGUE
+
+BATCH = 4096
+"""Leaves at a time: a multiple of a tile."""
+CASES_BATCH = 500
+SAMPLES = 50
+"""Messages of the stream that are compared with their leaves, evenly spread."""
+MOVING = tuple(f"cn.paidan.{fact.name}." for fact in CATALOGUE if fact in cases.MOVING)
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being looked at, how far, and of how many."""
+
+
+class NothingToAuditError(PaidanError):
+    """There is no log here, or not the one that was asked for."""
+
+
+class Anchor(NamedTuple):
+    """A checkpoint held outside the database: `where` says by whom."""
+
+    where: str
+    note: str
+
+
+class Stream(Protocol):
+    """What is asked of the stream."""
+
+    async def state(self) -> StreamState:
+        """Which stream there is."""
+
+    async def at(self, sequence: int) -> Stored | None:
+        """One message."""
+
+    async def next(self, subjects: str, *, after: int) -> Delivery | None:
+        """The first behind a sequence."""
+
+
+@dataclass
+class Report:
+    """
+    What was looked at, and what was found.
+
+    Attributes:
+        checkpoint: the newest one whose signature held; None without one.
+        witnessed: size and witnesses of the newest that satisfies the policy.
+        checked, unchecked: by name; of what was not looked at, why.
+    """
+
+    log: str
+    leaves: int = 0
+    root: bytes | None = None
+    kinds: dict[str, int] = field(default_factory=dict)
+    scopes: dict[str, int] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    witnessed: tuple[int, list[str]] | None = None
+    checked: list[str] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings.counts
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; hashes in base64 as in a checkpoint."""
+        found = self.findings
+        return {
+            "ok": self.fine,
+            "log": self.log,
+            "leaves": self.leaves,
+            "root": plain(self.root),
+            "kinds": self.kinds,
+            "districts": self.scopes,
+            "checkpoint": self.checkpoint and {"size": self.checkpoint.size, "root": plain(self.checkpoint.root)},
+            "witnessed": self.witnessed and {"size": self.witnessed[0], "by": self.witnessed[1]},
+            "checked": self.checked,
+            "unchecked": self.unchecked,
+            "counts": dict(found.counts),
+            "findings": [finding.document() for finding in found.listed],
+        }
+
+
+def believed(text: str, log: str, trust: Policy, findings: Findings, *, size: int | None = None) -> Checkpoint | None:
+    """
+    The checkpoint in a note, if it is this log's, of this size, and signed by a key that is trusted (where any is).
+
+    Args:
+        size: what it is kept under.
+    """
+    try:
+        note = Note.parse(text)
+        checkpoint = Checkpoint.parse(note.body)
+    except NoteError as why:
+        findings.say("checkpoint_form", size, "note", "C2SP signed note", str(why))
+        return None
+    for name, want, found in (("origin", log, checkpoint.origin), ("size", size, checkpoint.size)):
+        if want not in (None, found):
+            findings.say("checkpoint_form", size, name, want, found)
+            return None
+    try:
+        if trust.logs and not note.verified(trust.logs):
+            raise NoteError("none of the trusted keys has signed it")
+    except NoteError as why:
+        findings.say("signature", checkpoint.size, "note", None, str(why))
+        return None
+    return checkpoint
+
+
+def cosigned(size: int, text: str, lines: Iterable[str], trust: Policy, findings: Findings) -> list[str]:
+    """Who of the policy's witnesses has cosigned a checkpoint, by their names in it; wrong lines are findings."""
+    names = []
+    try:
+        body = Note.parse(text).body
+    except NoteError:
+        return []  # said of the checkpoint itself
+    for line in lines:
+        try:
+            signature = Signature.parse(line)
+            signed = Note(body, (signature,)).verified(trust.witnesses.values())
+            names += [name for name, key in trust.witnesses.items() if key in signed]
+        except NoteError as why:
+            findings.say("cosignature", size, line.split(" ")[1] if " " in line else line[:80], None, str(why))
+    return sorted(set(names))
+
+
+async def held(bus: Bus, log: str) -> Anchor | None:
+    """The last checkpoint that the bus holds of a log. Raises BusError."""
+    found = await bus.last(subject_of(log), stream=BUCKET)
+    return Anchor("KV CHECKPOINTS", found.data.decode(errors="replace")) if found else None
+
+
+async def audit_store(
+    store: Store,
+    trust: Policy,
+    *,
+    log: str | None = None,
+    anchors: Sequence[Anchor] = (),
+    form: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Report, Audit]:
+    """
+    Everything that MongoDB says, from the first leaf to the last that there is now.
+
+    Args:
+        trust: the keys of the log, the witnesses and how many; without keys no signature can be checked.
+        log: its origin; without one, as the first leaf says.
+        form: look at the canonical form of every leaf too.
+    Raises:
+        NothingToAuditError: the database holds no log.
+        StoreUnavailableError.
+    """
+    newest = await store.checkpoint()
+    size = await store.size()
+    log = log or (trust.logs[0].name if trust.logs else await _origin(store))
+    audit = Audit(log, canonical=form)
+    report = Report(log, findings=audit.findings)
+    for where, text in anchors:
+        if (checkpoint := believed(text, log, trust, report.findings)) is not None:
+            audit.anchor(where, checkpoint)
+    if not size and newest is None and not anchors:
+        raise NothingToAuditError(f"the database holds no leaf of {log}")
+    due = newest.size if newest else 0
+    at = 0
+    reading = asyncio.create_task(_stretch(store, 0, min(size, BATCH)))
+    try:
+        while at < size:
+            documents, notes, tiles = await reading
+            at = min(size, at + BATCH)
+            if at < size:
+                reading = asyncio.create_task(_stretch(store, at, min(size, at + BATCH)))
+            held = [believed(text, log, trust, report.findings, size=each) for each, text in notes]
+            audit.expect(filter(None, held), tiles, due)
+            report.checkpoint = next(filter(None, reversed(held)), report.checkpoint)
+            audit.take(documents)
+            if progress:
+                progress("leaves", at, size)
+            await asyncio.sleep(0)
+    finally:
+        reading.cancel()
+    if newest and newest.size > size:
+        held = [believed(newest.note, log, trust, report.findings, size=newest.size)]
+        audit.expect(filter(None, held))
+    audit.end()
+    report.leaves, report.root = audit.size, audit.growth.root()
+    report.kinds = {kind: many for kind, many in sorted(audit.kinds.items()) if many}
+    report.scopes = {district: n for district, (n, _) in sorted(audit.scopes.items())}
+    report.checked += ["leaves", "order", "ordinals", "indexes", "heads", "tiles", *(["form"] if form else [])]
+    if newest is None:
+        report.unchecked["checkpoints"] = "none was signed"
+    else:
+        report.checked.append("checkpoints")
+    await _signatures(store, trust, report, newest is not None)
+    await _raws(store, audit, report)
+    return report, audit
+
+
+async def _origin(store: Store) -> str:
+    found = await store.audited(0, 1)
+    try:
+        return str(orjson.loads(found[0]["b"])["log"])
+    except (IndexError, KeyError, ValueError):
+        raise NothingToAuditError("the database holds no first leaf that says which log it is of") from None
+
+
+Stretch = tuple[list[dict[str, Any]], list[tuple[int, str]], dict[tuple[int, int], bytes]]
+
+
+async def _stretch(store: Store, since: int, below: int) -> Stretch:
+    """Documents of a range, the checkpoints in it and the tiles that end in it."""
+    notes, tiles = await store.signed(since, below), dict[tuple[int, int], bytes]()
+    level = 0
+    while (width := TILE_WIDTH << (TILE_HEIGHT * level)) <= below:
+        numbers = range(since // width, below // width)
+        if numbers:
+            tiles |= {(level, number): data for number, data in (await store.tiles(level, numbers)).items()}
+        level += 1
+    return await store.audited(since, below), notes, tiles
+
+
+async def _signatures(store: Store, trust: Policy, report: Report, signed: bool) -> None:
+    if not trust.logs:
+        report.unchecked["signatures"] = "no key of the log was given (--vkey or --policy)"
+    elif signed:
+        report.checked.append("signatures")
+    if not trust.witnesses:
+        report.unchecked["witnesses"] = "no policy was given (--policy)"
+        return
+    best: tuple[int, list[str]] | None = None
+    async for size, note, lines in store.cosigned():
+        names = cosigned(size, note, [line for _, line in lines], trust, report.findings)
+        if note and trust.satisfied(names) and (best is None or size > best[0]):
+            best = size, names
+    report.witnessed = best
+    report.checked.append("witnesses")
+    if best is None and trust.quorum is not None:
+        report.findings.say("unwitnessed", report.checkpoint.size if report.checkpoint else None, trust.quorum)
+
+
+async def _raws(store: Store, audit: Audit, report: Report) -> None:
+    """The raw bytes of what was no event."""
+    wanted = dict(audit.rejected)
+    async for digest, data in store.raws():
+        if (found := sha256(data).hexdigest()) != digest:
+            report.findings.say("reject_changed", wanted.get(digest), "rejects", digest, found)
+        wanted.pop(digest, None)
+    for digest, index in wanted.items():
+        report.findings.say("reject_missing", index, "rejects", digest)
+    report.checked.append("rejects")
+
+
+async def audit_projection(store: Store, audit: Audit, report: Report, progress: Progress | None = None) -> None:
+    """Fold every case again and compare it with what is stored, a few hundred at a time; after `audit_store`."""
+    position = (await store.projected(projecting.NAME)).position
+    ids = sorted(audit.cases)
+    for n in range(0, len(ids), CASES_BATCH):
+        some = ids[n : n + CASES_BATCH]
+        stored = {case["_id"]: case for case in await store.cases(some)}
+        leaves = await store.of_cases(some)
+        for id in some:
+            held = stored.get(id)
+            until = max(position, held["pos"] + 1 if held else 0)
+            folded = _folded(leaves[id], until)
+            if folded == held:
+                continue
+            if held is None:
+                report.findings.say("projection_missing", folded["pos"] if folded else None, id)
+                continue
+            for name in sorted({*(folded or {}), *held}):
+                expected, found = (folded or {}).get(name), held.get(name)
+                if expected != found:
+                    report.findings.say("projection", held["pos"], f"{id}.{name}", expected, found)
+        if progress:
+            progress("cases", min(n + CASES_BATCH, len(ids)), len(ids))
+    async for id, first in store.case_ids():
+        if id not in audit.cases and first < audit.size:
+            report.findings.say("projection_unknown", first, id)
+    report.checked.append("projections")
+
+
+def _folded(leaves: Iterable[tuple[int, bytes]], until: int) -> cases.Case | None:
+    case: cases.Case | None = None
+    for index, data in leaves:
+        if index >= until:
+            break
+        leaf = orjson.loads(data)
+        if leaf["event"]["type"].startswith(MOVING):
+            case = cases.evolve(case, index, opened(leaf["subject"], leaf["event"]))
+    return case
+
+
+async def audit_stream(stream: Stream, store: Store, audit: Audit, report: Report) -> None:
+    """
+    Whether the stream is the one the ledger says it read: gaps are really gone, and samples are the same.
+
+    Raises:
+        BusError: it cannot be asked.
+    """
+    say = report.findings.say
+    state = await stream.state()
+    if state.created != audit.created:
+        say("stream", None, "created", audit.created, state.created)
+        return
+    if state.last < audit.sequence:
+        say("stream", None, "last", f"≥ {audit.sequence}", state.last)
+    for first, last, index in audit.gaps:
+        found = await stream.next(">", after=first - 1)
+        if found is not None and found.sequence <= last:
+            say("gap_untrue", index, "gap", None, found.sequence)
+    step = max(1, audit.sequence // SAMPLES)
+    for sequence in range(audit.sequence, 0, -step):
+        stored, data = await stream.at(sequence), await store.at_or_before(audit.epoch, sequence)
+        leaf = orjson.loads(data) if data else None
+        if leaf is None or stored is None or leaf["kind"] != EVENT or leaf["src"]["seq"] != sequence:
+            continue
+        want, found_ = sha256(canonical(leaf["event"])).digest(), sha256(stored.data).digest()
+        if want != found_:
+            say("stream", leaf["index"], str(sequence), want, found_)
+    report.checked.append("stream")
+
+
+def entries(bundle: bytes) -> list[bytes]:
+    """The leaves of an entry bundle (C2SP tlog-tiles): each behind its length in two bytes. Raises ValueError."""
+    found, at = [], 0
+    while at < len(bundle):
+        end = at + 2 + int.from_bytes(bundle[at : at + 2], "big")
+        if end > len(bundle):
+            raise ValueError("an entry bundle ends in the middle of an entry")
+        found.append(bundle[at + 2 : end])
+        at = end
+    return found

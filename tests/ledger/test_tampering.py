@@ -1,0 +1,357 @@
+"""
+Every fault of the table, injected for real into a real database, stream or copy: each is found, and named by code and place.
+
+One small log with every kind of leaf is written by the real ingest and signed; each test spoils it, and what it spoiled is put back.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+import pymongo
+import pytest
+
+from deploy.identities import Identities
+from deploy.servers import MongoServer, NatsServer
+from services.ledger import auditing, notes
+from services.ledger.auditing import Anchor, Report
+from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, Policy
+from services.ledger.store import Store
+from services.ledger.tree import leaf_hash
+from shared import streams
+from shared.bus import Bus
+from tests.ledger.conftest import Bench
+from tests.ledger.examples import QINGSHAN, WUCHANG, life, message, request_id, submitted
+
+Data = pymongo.database.Database[dict[str, Any]]
+COLLECTIONS = ("events", "rejects", "tiles", "checkpoints", "cosigs", "proj_cases", "proj_state")
+EVENTS, DUP, CONFLICT, REJECT = 9 * 66, 594, 595, 596
+SIZE = 597 + 60
+SIGNED = (200, SIZE - 57, SIZE)
+
+
+@dataclass
+class Log:
+    """
+    A log as it was before anybody touched it.
+
+    Attributes:
+        policy: the log's key, and two of three witnesses.
+        held: the last checkpoint on the bus.
+    """
+
+    mongo: MongoServer
+    database: str
+    key: Key
+    witnesses: dict[str, Key]
+    policy: Policy
+    held: Anchor
+    documents: dict[str, list[dict[str, Any]]]
+
+    def audit(self, *anchors: Anchor, policy: Policy | None = None) -> Report:
+        """As the auditor does it, with the rights of one."""
+
+        async def run() -> Report:
+            store = Store.connect(self.mongo.admin_uri, self.database)
+            try:
+                report, audit = await auditing.audit_store(store, policy or self.policy, anchors=anchors or [self.held])
+                await auditing.audit_projection(store, audit, report)
+                return report
+            finally:
+                store.close()
+
+        return asyncio.run(run())
+
+
+async def written(bench: Bench) -> tuple[Anchor, Key]:
+    """Publish, ingest, project, sign."""
+    grown = bench.tree()
+    projector = bench.project()
+    bench.ingest(projector, tree=grown)
+    signer = bench.signer(grown)
+
+    async def publish(messages: Sequence[tuple[str, bytes]], until: int) -> None:
+        await bench.publish(*messages)
+        await bench.leaves(until)
+        async with asyncio.timeout(20):
+            while grown.size < until:
+                await asyncio.sleep(0.01)
+
+    first = [message(each) for n in range(66) for each in life(n, f"{WUCHANG},{QINGSHAN}" if n % 3 == 0 else None)]
+    await publish(first[:200], SIGNED[0])
+    await signer.step()
+    conflicting = (first[0][0], submitted(0, at_s=5, districts=f"{WUCHANG},{QINGSHAN}").encode())
+    await publish([*first[200:], first[0], conflicting, ("evt.420106.x", b"nonsense")], 597)
+    await publish([message(submitted(100 + n)) for n in range(3)], SIGNED[1])
+    await signer.step()
+    await publish([message(submitted(200 + n)) for n in range(57)], SIZE)
+    await signer.step()
+    assert await projector.wait_for(SIZE, 20)
+    held = await auditing.held(bench.bus, signer.keys.origin)
+    key = signer.keys.current
+    await bench.stop()
+    assert held is not None
+    assert key is not None
+    return held, key
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory, identities: Identities, mongo_server: MongoServer) -> Iterator[Log]:
+    database = "test_tampering"
+    mongo_server.permit(database)
+    witnesses = {name: Key.make(f"witness.{name}.test", COSIGNATURE) for name in ("a", "b", "c")}
+
+    async def build(nats: NatsServer) -> tuple[Anchor, Key]:
+        admin = await Bus.connect(nats.url, name="admin", seed=identities.seed("admin"))
+        await streams.apply(admin)
+        bus = await Bus.connect(nats.url, name="ledger", seed=identities.seed("ledger"))
+        store = Store.connect(mongo_server.uri, database)
+        try:
+            found = await written(Bench(nats, identities, mongo_server, database, bus, admin, store))
+            for size in SIGNED:
+                kept = await store.checkpoint(size)
+                assert kept is not None
+                for name in ("a", "b"):
+                    line = witnesses[name].sign(Note.parse(kept.note).body, 1_800_000_000).line
+                    await store.put_cosignature(size, witnesses[name].name, line)
+            return found
+        finally:
+            await bus.drain()
+            await admin.drain()
+            store.close()
+
+    with NatsServer(tmp_path_factory.mktemp("nats"), identities) as nats:
+        held, key = asyncio.run(build(nats))
+    words = [f"log {key.verifier.text}", *(f"witness {name} {each.verifier.text}" for name, each in witnesses.items())]
+    policy = Policy.parse("\n".join([*words, "group most 2 a b c", "quorum most"]))
+    with pymongo.MongoClient[dict[str, Any]](mongo_server.admin_uri) as client:
+        documents = {name: list(client[database][name].find()) for name in COLLECTIONS}
+        yield Log(mongo_server, database, key, witnesses, policy, held, documents)
+        client[database].command("dropAllRolesFromDatabase")
+        client.drop_database(database)
+
+
+@pytest.fixture
+def data(log: Log) -> Iterator[Data]:
+    """The database, to be spoilt."""
+    with pymongo.MongoClient[dict[str, Any]](log.mongo.admin_uri) as client:
+        database = client[log.database]
+        yield database
+        for name, documents in log.documents.items():
+            database[name].delete_many({})
+            if documents:
+                database[name].insert_many(documents)
+
+
+def found(report: Report) -> list[tuple[str, int | None, str]]:
+    return [(each.code, each.index, each.field) for each in report.findings.listed]
+
+
+def test_nothing_is_found_in_a_log_that_nobody_touched(log: Log) -> None:
+    report = log.audit()
+    assert found(report) == []
+    assert report.kinds == {"conflict": 1, "dup": 1, "event": SIZE - 3, "reject": 1}
+    assert (report.leaves, report.checkpoint and report.checkpoint.size) == (SIZE, SIZE)
+    assert report.witnessed == (SIZE, ["a", "b"])
+    assert report.unchecked == {}
+    assert {*report.checked} >= {"leaves", "indexes", "signatures", "witnesses", "rejects", "projections", "tiles"}
+
+
+def set_fields(index: int, **fields: Any) -> Callable[[Data, Log], object]:
+    return lambda data, log: data["events"].update_one({"_id": index}, {"$set": fields})
+
+
+def unset(index: int, field: str) -> Callable[[Data, Log], object]:
+    return lambda data, log: data["events"].update_one({"_id": index}, {"$unset": {field: 1}})
+
+
+def rewrite(index: int, *, rehash: bool) -> Callable[[Data, Log], object]:
+    """Say that somebody else did it."""
+
+    def doing(data: Data, log: Log) -> None:
+        held = data["events"].find_one({"_id": index})
+        assert held is not None
+        bytes_ = held["b"].replace(b"m-li", b"m-wu")
+        assert bytes_ != held["b"]
+        fields = {"b": bytes_} | ({"h": leaf_hash(bytes_)} if rehash else {})
+        data["events"].update_one({"_id": index}, {"$set": fields})
+
+    return doing
+
+
+def edit_note(size: int, change: Callable[[Checkpoint], Checkpoint], by: str | None) -> Callable[[Data, Log], object]:
+    """Another text in the place of a checkpoint: signed by whom it is said, or with the old signature."""
+
+    def doing(data: Data, log: Log) -> None:
+        stored = data["checkpoints"].find_one({"_id": size})
+        assert stored is not None
+        note = Note.parse(stored["note"])
+        changed = change(Checkpoint.parse(note.body))
+        key = {"log": log.key, "stranger": Key.make(log.key.name)}.get(by or "")
+        signed = Note(changed.body).signed([key.sign(changed.body)] if key else note.signatures)
+        data["checkpoints"].update_one({"_id": size}, {"$set": {"note": signed.text}})
+
+    return doing
+
+
+def replace(data: Data, collection: str, id: Any, **fields: Any) -> None:
+    assert data[collection].update_one({"_id": id}, {"$set": fields}).matched_count == 1
+
+
+def tile_changed(data: Data) -> None:
+    hashes = data["tiles"].find_one({"_id": "0/1"})
+    assert hashes is not None
+    replace(data, "tiles", "0/1", h=hashes["h"][:320] + bytes(32) + hashes["h"][352:])
+
+
+def kept(data: Data, reason: bytes) -> str:
+    found = data["rejects"].find_one({"b": reason})
+    assert found is not None
+    return str(found["_id"])
+
+
+ROOT = sha256(b"another").digest()
+FAULTS: dict[str, tuple[Callable[[Data, Log], object], list[tuple[str, int | None, str]]]] = {
+    # a leaf
+    "its bytes": (rewrite(302, rehash=False), [("leaf_hash", 302, "h"), ("leaf_changed", 302, "tile/0/001[46]")]),
+    "its bytes and hash": (rewrite(302, rehash=True), [("leaf_changed", 302, "tile/0/001[46]")]),
+    "its hash": (set_fields(302, h=bytes(32)), [("leaf_hash", 302, "h")]),
+    "bytes behind the last full tile": (
+        set_fields(600, h=bytes(32)), [("leaf_hash", 600, "h")],
+    ),
+    # what it is indexed by
+    "its kind": (set_fields(302, k="dup"), [("indexed_field", 302, "k")]),
+    "its source": (set_fields(302, src=1), [("indexed_field", 302, "src")]),
+    "its sequence": (set_fields(302, sseq=90_000), [("indexed_field", 302, "sseq")]),
+    "its event's id": (set_fields(302, eid="another"), [("indexed_field", 302, "eid")]),
+    "its type": (set_fields(302, ty="cn.paidan.task.closed.v1"), [("indexed_field", 302, "ty")]),
+    "its area": (set_fields(302, ar="another"), [("indexed_field", 302, "ar")]),
+    "its time": (
+        lambda data, log: data["events"].update_one(
+            {"_id": 302}, [{"$set": {"et": {"$add": ["$et", timedelta(days=1) // timedelta(milliseconds=1)]}}}]
+        ),
+        [("indexed_field", 302, "et")],
+    ),
+    "its districts": (set_fields(302, ds=["420199"]), [("indexed_field", 302, "ds")]),
+    "no districts": (unset(302, "ds"), [("indexed_field", 302, "ds")]),
+    "the kind of a repeat": (set_fields(DUP, k="conflict"), [("indexed_field", DUP, "k")]),
+    "a field more": (set_fields(302, x=1), [("indexed_field", 302, "x")]),
+    # leaves taken away
+    "the last ones": (
+        lambda data, log: data["events"].delete_many({"_id": {"$gte": SIZE - 4}}),
+        [("truncated", SIZE, "checkpoint"), ("truncated", SIZE, "KV CHECKPOINTS")],
+    ),
+    "one in the middle": (lambda data, log: data["events"].delete_one({"_id": 302}), [("index", 302, "_id")]),
+    # what follows from leaves
+    "a case's state": (
+        lambda data, log: replace(data, "proj_cases", request_id(7), state="withdrawn"),
+        [("projection", 71, f"{request_id(7)}.state")],
+    ),
+    "a case": (
+        lambda data, log: data["proj_cases"].delete_one({"_id": request_id(7)}),
+        [("projection_missing", 71, request_id(7))],
+    ),
+    "a case that never was": (
+        lambda data, log: data["proj_cases"].insert_one({"_id": "ghost", "first": 3, "pos": 3}),
+        [("projection_unknown", 3, "ghost")],
+    ),
+    "a tile": (lambda data, log: tile_changed(data), [("tile", 266, "tile/0/001[10]")]),
+    "a tile gone": (lambda data, log: data["tiles"].delete_one({"_id": "0/1"}), [("tile_missing", None, "tile/0/001")]),
+    # what was rejected
+    "rejected bytes": (
+        lambda data, log: replace(data, "rejects", kept(data, b"nonsense"), b=b"innocent"),
+        [("reject_changed", REJECT, "rejects")],
+    ),
+    "rejected bytes gone": (
+        lambda data, log: data["rejects"].delete_one({"_id": kept(data, b"nonsense")}),
+        [("reject_missing", REJECT, "rejects")],
+    ),
+    # checkpoints
+    "a checkpoint's root": (
+        edit_note(200, lambda of: notes.checkpoint(of.origin, of.size, ROOT, of.heads or b""), None),
+        [("signature", 200, "note"), ("cosignature", 200, "witness.a.test"), ("cosignature", 200, "witness.b.test")],
+    ),
+    "a checkpoint signed by a stranger": (
+        edit_note(200, lambda of: of, "stranger"), [("signature", 200, "note")],
+    ),
+    "a checkpoint signed again with a stolen key": (
+        edit_note(200, lambda of: notes.checkpoint(of.origin, of.size, ROOT, of.heads or b""), "log"),
+        [
+            ("checkpoint_root", 200, "root"),
+            ("cosignature", 200, "witness.a.test"),
+            ("cosignature", 200, "witness.b.test"),
+        ],
+    ),
+    "the districts' counts in a checkpoint": (
+        edit_note(200, lambda of: notes.checkpoint(of.origin, of.size, of.root, ROOT), "log"),
+        [
+            ("checkpoint_heads", 200, "heads"),
+            ("cosignature", 200, "witness.a.test"),
+            ("cosignature", 200, "witness.b.test"),
+        ],
+    ),
+    "a checkpoint of another size": (
+        edit_note(200, lambda of: notes.checkpoint(of.origin, 199, of.root, of.heads or b""), "log"),
+        [
+            ("checkpoint_form", 200, "size"),
+            ("cosignature", 200, "witness.a.test"),
+            ("cosignature", 200, "witness.b.test"),
+        ],
+    ),
+    "a checkpoint that is no note": (
+        lambda data, log: replace(data, "checkpoints", 200, note="trust me"), [("checkpoint_form", 200, "note")],
+    ),
+    "every cosignature of one witness": (
+        lambda data, log: data["cosigs"].delete_many({"witness": "witness.b.test"}), [("unwitnessed", SIZE, "most")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_was_changed_in_the_database_is_named(log: Log, data: Data, fault: str) -> None:
+    doing, expected = FAULTS[fault]
+    doing(data, log)
+    report = log.audit()
+    assert sorted(found(report), key=str) == sorted(expected, key=str)
+    assert all(each.zh and each.en and each.document() for each in report.findings.listed)
+
+
+def test_leaf_and_tile_changed_together_are_found_by_the_checkpoint(log: Log, data: Data) -> None:
+    rewrite(302, rehash=True)(data, log)
+    changed = data["events"].find_one({"_id": 302})
+    tile = data["tiles"].find_one({"_id": "0/1"})
+    assert changed
+    assert tile
+    replace(data, "tiles", "0/1", h=tile["h"][: 46 * 32] + changed["h"] + tile["h"][47 * 32 :])
+    assert found(log.audit()) == [("root", SIGNED[1], "[200, 600)")]
+
+
+def test_an_old_copy_of_the_database_is_behind_what_the_bus_holds(log: Log, data: Data) -> None:
+    data["events"].delete_many({"_id": {"$gte": SIGNED[1]}})
+    data["checkpoints"].delete_many({"_id": {"$gt": SIGNED[1]}})
+    data["cosigs"].delete_many({"size": {"$gt": SIGNED[1]}})
+    data["proj_cases"].delete_many({"first": {"$gte": SIGNED[1]}})
+    assert found(log.audit()) == [("truncated", SIZE, "KV CHECKPOINTS")]
+
+
+def test_another_history_than_the_witness_saw_is_found_by_both_notes(log: Log) -> None:
+    """The log's own key signs for the witness what it does not serve to the auditor."""
+    elsewhere = notes.checkpoint(log.key.name, 600, ROOT, ROOT)
+    shown = Note(elsewhere.body).signed([log.key.sign(elsewhere.body)])
+    report = log.audit(Anchor("https://witness.a.test", shown.text))
+    assert found(report) == [("fork", 600, "https://witness.a.test")]
+    [fork] = report.findings.listed
+    assert (fork.expected, len(fork.found)) == (ROOT, 32)
+
+
+def test_a_stolen_key_alone_satisfies_nobody(log: Log, data: Data) -> None:
+    """With the log's key a whole history can be signed again; the offices' signatures are missing under it."""
+    data["cosigs"].delete_many({})
+    thief = Key.make("witness.a.test", COSIGNATURE)
+    body = Note.parse(data["checkpoints"].find_one({"_id": SIZE})["note"]).body  # type: ignore[index]
+    line = thief.sign(body, 1_800_000_000).line
+    data["cosigs"].insert_one({"_id": f"{SIZE}/x", "size": SIZE, "witness": "witness.a.test", "line": line})
+    assert found(log.audit()) == [("unwitnessed", SIZE, "most")]

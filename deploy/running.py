@@ -86,16 +86,32 @@ class Running:
     @property
     def mongodb_uri(self) -> str:
         """MongoDB as its ledger reaches it. Raises SetupError where it is your own and `MONGODB_URI` is not set here."""
-        if self.mongo_port is not None:
-            identities = Identities.open(self.data / "secrets")
-            certificates = Certificates(self.ca_file.parent) if self.ca_file else None
-            return MongoServer(self.data / "mongo", identities, self.mongo_port, certificates=certificates).uri
+        if (mongo := self._mongo()) is not None:
+            return mongo.uri
         if given := os.environ.get("MONGODB_URI"):
             return given
         raise SetupError(
             Said("这套系统使用您自己的 MongoDB", "this stack uses a MongoDB of your own"),
             Said("请设置 MONGODB_URI", "set MONGODB_URI as for `paidan up`"),
         )
+
+    @property
+    def auditor_uri(self) -> str:
+        """The same for reading alone."""
+        mongo = self._mongo()
+        return mongo.auditor_uri if mongo is not None else self.mongodb_uri
+
+    def _mongo(self) -> MongoServer | None:
+        if self.mongo_port is None:
+            return None
+        identities = Identities.open(self.data / "secrets")
+        certificates = Certificates(self.ca_file.parent) if self.ca_file else None
+        return MongoServer(self.data / "mongo", identities, self.mongo_port, certificates=certificates)
+
+    def vkeys(self) -> list[str]:
+        """The keys that its ledger says it signs with. Raises SetupError as `post`."""
+        keys: list[str] = self._call("GET", "ledger", "/v1/log", roles=["auditor"]).json()["vkeys"]
+        return keys
 
     def acted(self, act: str, of: str, why: str, *, district: str = "*") -> None:
         """

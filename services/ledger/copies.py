@@ -1,0 +1,406 @@
+"""
+The audit of a copy: a replay in a file (NDJSON), whole or of one district, or a folder in the layout of C2SP tlog-tiles.
+
+Needs no server. A whole copy is held against its checkpoint leaf by leaf. A district's replay cannot give the root; that nothing was
+withheld is shown by the ordinals, which run without a hole to the district's head, and the head lies under the signed checkpoint. With
+the tiles beside it (they hold hashes alone) every leaf in it is shown to be in the tree as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from services.ledger import heads
+from services.ledger.auditing import Anchor, Report, believed, cosigned, entries
+from services.ledger.leaves import EVENT, VERSION
+from services.ledger.notes import Checkpoint, Note, NoteError, Policy
+from services.ledger.replay import VERSION as REPLAY
+from services.ledger.tree import HASH_BYTES, TILE_WIDTH, Edge, ProofError, Tile, Tiles, leaf_hash, split, tiles_of
+from services.ledger.verifying import Audit, is_canonical
+from shared.errors import PaidanError
+
+LINES = 2000
+NARROWING = ("area", "request", "types", "event", "time_from", "time_to")
+"""Filters that leave out leaves of a district, so that its ordinals have holes."""
+
+Progress = Callable[[int, int], None]
+
+
+class NoCopyError(PaidanError):
+    """This is not a replay, or no folder of tiles: it cannot be audited at all."""
+
+
+def audit_replay(
+    lines: Iterable[bytes],
+    trust: Policy,
+    *,
+    anchors: Sequence[Anchor] = (),
+    folder: Path | None = None,
+    form: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """
+    A replay, line by line.
+
+    Args:
+        trust: as for `auditing.audit_store`.
+        anchors: checkpoints that others hold.
+        folder: tiles of the same log.
+        form: look at the canonical form of every leaf of a whole log.
+    Raises:
+        NoCopyError: the first line is not a replay's.
+    """
+    lines = iter(lines)
+    header = _header(next(lines, b""))
+    say = progress or (lambda _done, _of: None)
+    report = Report(str(header["log"]))
+    report.checkpoint = _checkpoint(header, report, trust)
+    whole = not header["filter"] and header["from"] == 0
+    hashes = _leaf_hashes(folder, report, trust) if folder else None
+    if whole:
+        audit = Audit(report.log, canonical=form, findings=report.findings)
+        _anchor(audit, anchors, report, trust)
+        audit.expect([report.checkpoint] if report.checkpoint else [])
+        trailer = _feed_whole(lines, audit, header["size"], say)
+        audit.end()
+        _of(report, audit)
+        report.checked += ["leaves", "order", "ordinals", "heads", *(["form"] if form else [])]
+        if report.leaves != header["size"]:
+            report.findings.say("count", None, "size", header["size"], report.leaves)
+    else:
+        part = Part(header, report, hashes)
+        trailer = part.feed(lines, say)
+        part.end(trailer)
+        if anchors:
+            report.unchecked["others' checkpoints"] = "a part of a log has no root of its own"
+    if trailer is None:
+        report.findings.say("cut_short", None, "end", None, report.leaves)
+    elif trailer.get("count") != report.leaves:
+        report.findings.say("count", None, "end", trailer.get("count"), report.leaves)
+    return report
+
+
+def audit_folder(
+    folder: Path, trust: Policy, *, anchors: Sequence[Anchor] = (), form: bool = True, progress: Progress | None = None
+) -> Report:
+    """
+    A folder with `checkpoint`, `tile/<level>/<number>` and, where leaves are to be looked at, `tile/entries/<number>`.
+
+    Raises:
+        NoCopyError: there is no checkpoint in it.
+    """
+    text = _text(folder / "checkpoint")
+    report = Report("")
+    try:
+        named = Checkpoint.parse(Note.parse(text).body)
+    except NoteError as why:
+        raise NoCopyError(f"{folder / 'checkpoint'}: {why}") from None
+    report.log = named.origin
+    report.checkpoint = _believed(text, report, trust)
+    size = named.size
+    audit = Audit(report.log, canonical=form, findings=report.findings)
+    _anchor(audit, anchors, report, trust)
+    audit.expect([report.checkpoint] if report.checkpoint else [])
+    if not (folder / "tile" / "entries").is_dir():
+        _leaf_hashes(folder, report, trust)
+        report.leaves, report.root = size, named.root
+        report.unchecked["leaves"] = "the folder has no tile/entries"
+        return report
+    for since in range(0, size, TILE_WIDTH):
+        width = min(TILE_WIDTH, size - since)
+        try:
+            found = entries(_bytes(folder, Tile(0, since // TILE_WIDTH, width), "entries"))
+        except (FileNotFoundError, ValueError) as why:
+            raise NoCopyError(f"entries of leaf {since}: {why}") from None
+        tiles = {}
+        level, covers = 0, TILE_WIDTH
+        while (since + width) % covers == 0:
+            tile = Tile(level, (since + width) // covers - 1)
+            if (data := _tile(folder, tile)) is not None:
+                tiles[tile.level, tile.number] = data
+            level, covers = level + 1, covers * TILE_WIDTH
+        audit.expect([], tiles, size)
+        audit.take([{"_id": n, "b": leaf} for n, leaf in enumerate(found, since)])
+        if progress:
+            progress(audit.size, size)
+    audit.end()
+    _of(report, audit)
+    report.checked += ["leaves", "order", "ordinals", "heads", "tiles", *(["form"] if form else [])]
+    return report
+
+
+class Part:
+    """A replay that is not the whole log."""
+
+    def __init__(self, header: Mapping[str, Any], report: Report, hashes: Sequence[bytes] | None) -> None:
+        self._filter: Mapping[str, Any] = header["filter"]
+        self._header = header
+        self._report = report
+        self._hashes = hashes
+        self._dense = not any(name in self._filter for name in NARROWING)
+        self._heads: dict[str, heads.Path | None] = {}
+        self._next = 0
+        self._case = 0
+        # Ordinals begin with 1 in a replay from the first leaf on; elsewhere with whichever comes first.
+        self._ordinals: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        self._read_heads()
+
+    def _read_heads(self) -> None:
+        report, root = self._report, self._report.checkpoint.heads if self._report.checkpoint else None
+        for district, shown in (self._header.get("heads") or {}).items():
+            self._heads[district] = None
+            if shown is None:
+                continue
+            try:
+                path = heads.read(shown)
+                if path.district != district:
+                    raise ProofError(f"the head of {path.district}")
+                if root is not None:
+                    heads.verify(path, root)
+            except (ProofError, KeyError, ValueError, TypeError) as why:
+                report.findings.say("header", None, f"heads.{district}", "a head under the checkpoint", str(why))
+                continue
+            self._heads[district] = path
+        if root is None:
+            report.unchecked["completeness"] = "the header carries no checkpoint that is signed by a trusted key"
+        elif self._heads and self._dense:
+            report.checked.append("completeness")
+
+    def feed(self, lines: Iterable[bytes], progress: Progress) -> Mapping[str, Any] | None:
+        """Every line; the last one, where it is a trailer."""
+        for line in lines:
+            try:
+                said = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                self._report.findings.say("leaf_unreadable", self._next, "line")
+                continue
+            if "end" in said:
+                return dict(said)
+            self._report.leaves += 1
+            if said.get("withheld"):
+                self._place(said["s"], bytes.fromhex(said["hash"]))
+                self._ordinal(said["s"], said["d"], said["n"])
+            else:
+                self._leaf(said["s"], said["leaf"], line)
+            if self._report.leaves % LINES == 0:
+                progress(self._next, self._header["size"])
+        return None
+
+    def _place(self, index: int, hash: bytes) -> None:
+        if index < self._next or index >= self._header["size"]:
+            self._report.findings.say("index", index, "s", self._next, index)
+        self._next = index + 1
+        if self._hashes is not None and index < len(self._hashes) and self._hashes[index] != hash:
+            self._report.findings.say("leaf_changed", index, "leaf", self._hashes[index], hash)
+
+    def _leaf(self, index: int, leaf: Mapping[str, Any], line: bytes) -> None:
+        say = self._report.findings.say
+        data = line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1]
+        self._place(index, leaf_hash(data))
+        try:
+            if orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS) != data or not is_canonical(leaf, data):
+                say("not_canonical", index)
+            for name, want in {"v": VERSION, "log": self._report.log, "index": index}.items():
+                if leaf[name] != want:
+                    say("leaf_form", index, name, want, leaf[name])
+            kind = leaf["kind"]
+            scopes = {scope["d"]: scope["n"] for scope in leaf.get("scopes", ())}
+            case = leaf.get("case", {})
+        except (KeyError, TypeError, AttributeError) as why:
+            say("leaf_unreadable", index, repr(why))
+            return
+        self._report.kinds[kind] = self._report.kinds.get(kind, 0) + 1
+        wanted = (self._filter["district"],) if "district" in self._filter else self._filter.get("scopes")
+        if wanted is not None and not {*wanted} & scopes.keys():
+            say("filter", index, "district", " ".join(wanted))
+        if kind not in self._filter.get("kinds", (kind,)):
+            say("filter", index, "kinds", " ".join(self._filter["kinds"]))
+        if (request := self._filter.get("request")) is not None:
+            if case.get("id") != request:
+                say("filter", index, "request", request)
+            elif wanted is None and not {"area", "types"} & self._filter.keys() and self._header["from"] == 0:
+                self._case += 1
+                if case["n"] != self._case:
+                    say("withheld_case", index, request, self._case, case["n"])
+                    self._case = case["n"]
+        for district, n in scopes.items():
+            self._ordinal(index, district, n)
+
+    def _ordinal(self, index: int, district: str, n: int) -> None:
+        """The next event of a district, where all of them are asked for."""
+        if not self._dense or (self._heads and district not in self._heads):
+            return
+        before = self._ordinals.get(district)
+        due = before + 1 if before is not None else (1 if self._header["from"] == 0 else n)
+        if n != due:
+            self._report.findings.say("withheld", index, district, due, n)
+        self._ordinals[district], self._last[district] = n, index
+        self._report.scopes[district] = self._report.scopes.get(district, 0) + 1
+
+    def end(self, trailer: Mapping[str, Any] | None) -> None:
+        """Whether it goes to where the districts' heads say."""
+        if self._hashes is not None:
+            self._report.checked.append("inclusion")
+        else:
+            self._report.unchecked["inclusion"] = (
+                "without the log's tiles (--tiles) a leaf's bytes are not held against the root"
+            )
+        self._report.checked += ["order", "ordinals"]
+        if trailer is None or trailer.get("next") is not None or "to" in self._filter or not self._dense:
+            if "completeness" in self._report.checked:
+                self._report.checked.remove("completeness")
+                self._report.unchecked["completeness"] = "the replay does not go to the end of the log"
+            return
+        if EVENT not in self._filter.get("kinds", (EVENT,)):
+            return
+        for district, head in self._heads.items():
+            found = self._ordinals.get(district, 0 if self._header["from"] == 0 else None)
+            if head is None or found is None:
+                continue
+            if found != head.n:
+                self._report.findings.say("withheld", None, district, head.n, found)
+            elif found and self._last[district] != head.last:
+                self._report.findings.say("withheld", self._last[district], district, head.last, self._last[district])
+
+
+def _feed_whole(lines: Iterator[bytes], audit: Audit, size: int, progress: Progress) -> Mapping[str, Any] | None:
+    """Give an audit the leaves of a whole replay; its last line."""
+    batch: list[dict[str, Any]] = []
+    for line in lines:
+        if not line.startswith(b'{"s":'):
+            audit.take(batch)
+            try:
+                said = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                return None
+            return said if isinstance(said, dict) and said.get("end") is True else None
+        at = line.find(b',"leaf":', 6, 32)
+        try:
+            batch.append({"_id": int(line[5:at]), "b": line[at + 8 : -2] if line[-1] == 10 else line[at + 8 : -1]})
+        except ValueError:
+            audit.findings.say("leaf_unreadable", audit.size + len(batch), "line")
+        if len(batch) == LINES:
+            audit.take(batch)
+            batch.clear()
+            progress(audit.size, size)
+    audit.take(batch)
+    return None
+
+
+def _header(line: bytes) -> Mapping[str, Any]:
+    try:
+        header = orjson.loads(line)
+        if header["replay"] == REPLAY and {"log", "size", "from", "filter"} <= header.keys():
+            return dict(header)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        pass
+    raise NoCopyError(f"the first line is not that of a replay ({REPLAY})")
+
+
+def _checkpoint(header: Mapping[str, Any], report: Report, trust: Policy) -> Checkpoint | None:
+    """The checkpoint in a replay's header, of the size that it is pinned to."""
+    text = header.get("checkpoint")
+    if text is None:
+        report.unchecked["checkpoint"] = "the header carries none"
+        return None
+    checkpoint = _believed(text, report, trust)
+    if checkpoint is not None and checkpoint.size != header["size"]:
+        report.findings.say("header", None, "size", checkpoint.size, header["size"])
+        return None
+    return checkpoint
+
+
+def _believed(text: str, report: Report, trust: Policy) -> Checkpoint | None:
+    checkpoint = believed(text, report.log, trust, report.findings)
+    if trust.logs:
+        report.checked.append("signatures")
+    else:
+        report.unchecked["signatures"] = "no key of the log was given (--vkey or --policy)"
+    if trust.witnesses and checkpoint is not None:
+        lines = [signature.line for signature in Note.parse(text).signatures]
+        names = cosigned(checkpoint.size, text, lines, trust, report.findings)
+        report.witnessed = checkpoint.size, names
+        report.checked.append("witnesses")
+        if not trust.satisfied(names):
+            report.findings.say("unwitnessed", checkpoint.size, str(trust.quorum))
+    elif not trust.witnesses:
+        report.unchecked["witnesses"] = "no policy was given (--policy)"
+    return checkpoint
+
+
+def _anchor(audit: Audit, anchors: Iterable[Anchor], report: Report, trust: Policy) -> None:
+    for where, text in anchors:
+        if (checkpoint := believed(text, report.log, trust, report.findings)) is not None:
+            audit.anchor(where, checkpoint)
+
+
+def _of(report: Report, audit: Audit) -> None:
+    report.leaves, report.root = audit.size, audit.growth.root()
+    report.kinds = {kind: many for kind, many in sorted(audit.kinds.items()) if many}
+    report.scopes = {district: n for district, (n, _) in sorted(audit.scopes.items())}
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _leaf_hashes(folder: Path, report: Report, trust: Policy) -> list[bytes] | None:
+    """The leaf hashes in a folder of tiles, once every tile is shown to be under its checkpoint."""
+    text = _text(folder / "checkpoint")
+    checkpoint = report.checkpoint or believed(text, report.log, trust, report.findings)
+    if checkpoint is None:
+        report.unchecked["tiles"] = "there is no checkpoint to hold them against"
+        return None
+    hashes: list[bytes] = []
+    grown = Tiles()
+    for tile in tiles_of(checkpoint.size):
+        data = _tile(folder, tile)
+        if tile.level:
+            continue
+        if data is None or len(data) != tile.width * HASH_BYTES:
+            report.findings.say("tile_missing", None, tile.path)
+            return None
+        hashes += split(data)
+    for tile, computed in grown.append(hashes):
+        if tile.level and (data := _tile(folder, tile)) not in (None, computed):
+            entry = next(
+                n for n, pair in enumerate(zip(split(data or b""), split(computed), strict=False)) if len({*pair}) > 1
+            )
+            report.findings.say(
+                "tile", None, f"{tile.path}[{entry}]", split(computed)[entry], split(data or b"")[entry]
+            )
+    edge = Edge()
+    edge.extend(hashes)
+    if edge.root() != checkpoint.root:
+        report.findings.say("root", checkpoint.size, f"[0, {checkpoint.size})", checkpoint.root, edge.root())
+        return None
+    report.checked.append("tiles")
+    return hashes
+
+
+def _tile(folder: Path, tile: Tile) -> bytes | None:
+    try:
+        return _bytes(folder, tile, str(tile.level))
+    except FileNotFoundError:
+        return None
+
+
+def _bytes(folder: Path, tile: Tile, level: str) -> bytes:
+    """A tile's or bundle's file; of a part, from the full one where only that is there."""
+    full = tile._replace(level=0, width=TILE_WIDTH).path.removeprefix("tile/0/")
+    partial = tile._replace(level=0).path.removeprefix("tile/0/")
+    file = folder / "tile" / level / partial
+    if file.is_file():
+        return file.read_bytes()
+    return (folder / "tile" / level / full).read_bytes()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as why:
+        raise NoCopyError(f"{file}: {why}") from None

@@ -19,6 +19,7 @@ from services.ledger.asof import state_at
 from services.ledger.leaves import EVENT, KINDS
 from services.ledger.losses import Losses
 from services.ledger.pinning import pin, size_at, vouched
+from services.ledger.proving import Kind, Proofs
 from services.ledger.replay import Format, Replay, lines, scopes_of, types_named
 from services.ledger.store import Selection
 from shared.auth import EVERYWHERE
@@ -87,6 +88,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         time_to: Annotated[AwareDatetime | None, Query(description="业务时间止,不含 / and before")] = None,
         kinds: Annotated[str, Query(description="event (default), some of them, or all")] = EVENT,
         format: Format = "ndjson",
+        proof: Kind = "none",
         limit: Annotated[int | None, Query(ge=1)] = None,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
         last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,15}$")] = None,
@@ -115,7 +117,10 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             limit=limit,
         )
         pinned = await (resumed(asked, cursor, own) if cursor is not None else begun(asked, as_of, own))
-        body = lines(ledger.store, pinned, ledger.cursors, format)
+        proofs = None if proof == "none" else Proofs(ledger.signer.tree.tile, pinned.size, proof)
+        if proofs and ledger.signer.tree.size < pinned.size:
+            raise RefusedError("unavailable", retry_after=2)  # this instance has not read so far yet
+        body = lines(ledger.store, pinned, ledger.cursors, format, proofs)
         first = await anext(body)  # what cannot even begin is a problem, not a replay cut short
         body = _with(first, body)
         media_type = "text/event-stream" if format == "sse" else Ndjson.media_type

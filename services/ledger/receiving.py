@@ -8,6 +8,7 @@ other filter it is known only that the server sent as many as it said. Who signe
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,7 +52,7 @@ class Received:
         self.lines = self.withheld = 0
         self.at = self.since - 1
         self.trailer: dict[str, Any] | None = None
-        self._every = not self._filter
+        self._every = not self._filter and self.header.get("proof") is None
         self._edge = Edge() if self._every and self.since == 0 else None
         self._ordinals: dict[str, tuple[int, int]] = {}
         self._first: dict[str, int] = {}
@@ -114,8 +115,8 @@ class Received:
         self.at, self.lines = due, self.lines + 1
 
     def _part(self, line: bytes) -> None:
-        if self._ended(line):
-            return
+        if line.startswith(b'{"h":') or self._ended(line):
+            return  # a tile is for who makes proofs of it
         try:
             document = orjson.loads(line)
             index, leaf = document["s"], document.get("leaf")
@@ -123,7 +124,12 @@ class Received:
             case = leaf.get("case") if leaf else None
             if type(index) is not int or not self.at < index < self.size or (leaf and leaf["index"] != index):
                 raise ValueError("its index")
-        except (ValueError, KeyError, TypeError, AttributeError) as why:
+            if "proof" in document and self._checkpoint is not None:
+                whole, _, _ = line[line.index(b'"leaf":') + 7 :].rpartition(b',"proof":') if leaf else (b"", b"", b"")
+                hashed = tree.leaf_hash(whole) if leaf else bytes.fromhex(document["hash"])
+                proof = [b64decode(each) for each in document["proof"]]
+                tree.verify_inclusion(hashed, index, self.size, proof, self._checkpoint.root)
+        except (ValueError, KeyError, TypeError, AttributeError, ProofError) as why:
             raise IncompleteError(f"{self.at} 之后的一行有误", f"the line behind {self.at} is wrong: {why}") from None
         for scope in listed:
             if scope["d"] in self._counted() or self._filter.keys() <= {"kinds", "to"}:

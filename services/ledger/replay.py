@@ -22,6 +22,7 @@ import orjson
 
 from services.ledger import heads
 from services.ledger.leaves import EVENT
+from services.ledger.proving import Proofs
 from services.ledger.store import Selection
 from services.ledger.tree import leaf_hash
 from shared.envelope import canonical
@@ -206,16 +207,22 @@ async def header(log: Log, replay: Replay, cursors: Cursors) -> dict[str, Any]:
     }
 
 
-async def lines(log: Log, replay: Replay, cursors: Cursors, format: Format = "ndjson") -> AsyncGenerator[bytes]:
+async def lines(
+    log: Log, replay: Replay, cursors: Cursors, format: Format = "ndjson", proofs: Proofs | None = None
+) -> AsyncGenerator[bytes]:
     """The replay in chunks of whole lines. What goes wrong midway ends it without its last line."""
-    yield _framed("replay", canonical(await header(log, replay, cursors)), format)
+    head = await header(log, replay, cursors) | ({"proof": proofs.kind} if proofs else {})
+    yield _framed("replay", canonical(head), format)
     count, following = 0, None
     lost = frozenset(replay.selection.lost or ()) if replay.whole else frozenset()
     async with aclosing(_chunks(log, replay)) as chunks:
         async for chunk in chunks:
             count += len(chunk)
             following = chunk[-1][0] + 1
-            yield b"".join([_line(index, leaf, lost, replay, format) for index, leaf in chunk])
+            if proofs is None:
+                yield b"".join([_line(index, leaf, lost, replay, format) for index, leaf in chunk])
+            else:
+                yield await _proved(chunk, lost, replay, format, proofs)
     more = replay.limit is not None and count == replay.limit
     cursor = replay.cursor(cursors, following) if more and following is not None and following < replay.until else None
     yield _framed("end", canonical({"end": True, "count": count, "next": cursor}), format)
@@ -245,9 +252,22 @@ async def _chunks(log: Log, replay: Replay) -> AsyncGenerator[Chunk]:
             coming.cancel()
 
 
-def _line(index: int, leaf: bytes, lost: frozenset[str], replay: Replay, format: Format) -> bytes:
+async def _proved(chunk: Chunk, lost: frozenset[str], replay: Replay, format: Format, proofs: Proofs) -> bytes:
+    """The lines of a chunk with the proof of each, or behind those tiles that prove them and have not been sent yet."""
+    indices = [index for index, _ in chunk]
+    if proofs.kind == "tiles":
+        tiles = [_framed("tile", line, format) for line in await proofs.tiles(indices)]
+        return b"".join([*tiles, *(_line(index, leaf, lost, replay, format) for index, leaf in chunk)])
+    proved = zip(chunk, await proofs.inclusions(indices), strict=True)
+    return b"".join(
+        [_line(index, leaf, lost, replay, format, b',"proof":' + canonical(hashes)) for (index, leaf), hashes in proved]
+    )
+
+
+def _line(index: int, leaf: bytes, lost: frozenset[str], replay: Replay, format: Format, proof: bytes = b"") -> bytes:
     """One line, the stored bytes in it as they are."""
     line = (lost and _withheld(index, leaf, lost, replay)) or b'{"s":%d,"leaf":%b}' % (index, leaf)
+    line = line[:-1] + proof + b"}" if proof else line
     return line + b"\n" if format == "ndjson" else b"id: %d\ndata: %b\n\n" % (index, line)
 
 

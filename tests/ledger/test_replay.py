@@ -1,7 +1,10 @@
 """A replay says what it is, and whoever reads it can tell whether it is all of it."""
 
+import zlib
+from base64 import b64decode
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,6 +16,7 @@ from services.ledger import heads, notes, replay, tree
 from services.ledger.events import zipped
 from services.ledger.losses import Losses
 from services.ledger.pinning import Pin, pin, size_at
+from services.ledger.proving import Proofs
 from services.ledger.receiving import IncompleteError, Received
 from services.ledger.replay import Cursors, Replay, lines, scopes_of
 from services.ledger.store import Selection
@@ -43,9 +47,11 @@ async def pinned(log: Memory, selection: Selection | None = None, **more: Any) -
     return replace(Replay(ORIGIN, selection or Selection(), found.size, note=found.note), **more)
 
 
-async def whole(log: Memory, asked: Replay, format: replay.Format = "ndjson") -> list[bytes]:
+async def whole(
+    log: Memory, asked: Replay, format: replay.Format = "ndjson", proofs: Proofs | None = None
+) -> list[bytes]:
     """Its lines."""
-    return b"".join([chunk async for chunk in lines(log, asked, CURSORS, format)]).splitlines()
+    return b"".join([chunk async for chunk in lines(log, asked, CURSORS, format, proofs)]).splitlines()
 
 
 def received(of: list[bytes]) -> Received:
@@ -234,6 +240,47 @@ async def test_neither_midnight_nor_a_new_agreement_changes_what_a_replay_has_wi
     assert await losses.lost(QINGSHAN, size=size, at_s=before) == ()
 
 
+async def tile_of(log: Memory, wanted: tree.Tile) -> bytes:
+    """A tile as the tree of the log has it."""
+    growing = tree.Tiles()
+    full = dict(growing.append([leaf.hash for leaf in log.leaves]))
+    return (growing.tile(wanted) or full[wanted._replace(width=256)])[: wanted.width * 32]
+
+
+@pytest.mark.parametrize("of", [None, QINGSHAN])
+async def test_each_leaf_comes_with_its_proof_where_it_is_asked_for(of: str | None) -> None:
+    log = filled()
+    signed(log)
+    selection = Selection(scopes=scopes_of(of), kinds=("event",), lost=(AREA,)) if of else Selection()
+    asked = await pinned(log, selection)
+    found = await whole(log, asked, proofs=Proofs(partial(tile_of, log), asked.size, "each"))
+    assert received(found).lines == len(found) - 2
+    line = orjson.loads(found[4])
+    other = found[4].replace(line["proof"][0].encode(), line["proof"][1].encode())
+    with pytest.raises(IncompleteError, match="not under this root"):
+        received([*found[:4], other, *found[5:]])
+
+
+async def test_tiles_that_come_along_prove_every_leaf() -> None:
+    log = filled(70)
+    signed(log)
+    asked = await pinned(log, Selection(scopes=scopes_of(QINGSHAN), kinds=("event",)))
+    found = await whole(log, asked, proofs=Proofs(partial(tile_of, log), asked.size, "tiles"))
+    got = received(found)
+    documents = [orjson.loads(line) for line in found]
+    tiles = {tree.Tile.parse(each["tile"]): b64decode(each["h"]) for each in documents if "tile" in each}
+    assert len(tiles) == 4  # each once: three of the leaves and the one above
+
+    async def read(wanted: tree.Tile) -> bytes:
+        return tiles[wanted]
+
+    root = notes.Checkpoint.parse(notes.Note.parse(got.header["checkpoint"]).body).root
+    for each in documents:
+        if "leaf" in each:
+            hashes = await tree.inclusion(read, each["s"], asked.size)
+            tree.verify_inclusion(log.leaves[each["s"]].hash, each["s"], asked.size, hashes, root)
+
+
 # --- as it is sent ----------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +296,6 @@ async def test_server_sent_events_carry_the_index_and_the_same_lines() -> None:
 
 
 async def test_zipped_chunks_can_be_read_one_by_one() -> None:
-    import zlib
-
     log = filled()
     asked = await pinned(log)
     reading = zlib.decompressobj(wbits=31)

@@ -31,7 +31,6 @@ from services.ledger.ingesting import Ingest
 from services.ledger.leaves import GAP, KINDS, RESET
 from services.ledger.pinning import size_at
 from services.ledger.projecting import Projector
-from services.ledger.recalling import Recall
 from services.ledger.register_api import Sentence
 from services.ledger.registering import Registry
 from services.ledger.replay import Cursors
@@ -324,7 +323,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
     async def in_numbers(_: Anyone) -> Response:
         return _json(await summary(ledger))
 
-    register_api.add_routes(app, ledger.registry, Recall(ledger.store))
+    register_api.add_routes(app, ledger.registry, ledger.store)
     acts = Acts(ledger.bus, ledger.store)
 
     @app.post(

@@ -10,25 +10,23 @@ business and no part of this.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import orjson
 
-from services.ledger.leaves import EVENT, recorded_ns
+from services.ledger.leaves import EVENT
 from services.ledger.registering import SECTIONS, current, differences
 from services.ledger.replay import types_named
 from services.ledger.store import Selection
 from shared.envelope import opened
-from shared.errors import MalformedError, RefusedError
+from shared.errors import MalformedError
 from shared.facts import HUB, AgreementSet, AreaSet, OfficeSet, PrecedentSet, RegisterApplied, RegisterFact
 from shared.register import Register, evolve
 from shared.telemetry import logger
 
 CHUNK = 500
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Dated = AreaSet | AgreementSet | PrecedentSet
 """What is about one area."""
 TYPES = types_named([*(fact.name for fact in SECTIONS.values() if fact is not OfficeSet), RegisterApplied.name])
@@ -36,9 +34,6 @@ TYPES = types_named([*(fact.name for fact in SECTIONS.values() if fact is not Of
 
 class Log(Protocol):
     """What recalling needs of the store."""
-
-    async def size(self) -> int:
-        """How many leaves there are."""
 
     async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
         """Leaves in a range."""
@@ -77,38 +72,23 @@ class Recall:
         self._lock = asyncio.Lock()
         self._upto = 0
         self._register = Register()
-        self._ended: list[tuple[int, int, Register]] = [(-1, 0, Register())]
-        """Of each document: the last leaf, `recorded` (ns, the latest so far), and the register from then on."""
+        self._ended: list[tuple[int, Register]] = [(-1, Register())]
+        """Of each document: its last leaf, and the register from then on."""
         self._open: list[tuple[int, str, Dated, RegisterFact | None]] = []
         self._entries: dict[str, list[Entry]] = {}
 
-    async def register(self, as_of: int | datetime | None = None) -> tuple[Register, int]:
-        """
-        The register as it was known, and the log's size that says so.
-
-        Args:
-            as_of: how many leaves, or when; None: all there are.
-        Raises:
-            RefusedError: `invalid`: more leaves than the log has.
-        """
-        size = await self._read_on()
-        if isinstance(as_of, datetime):
-            moment = (as_of - EPOCH) // timedelta(microseconds=1) * 1000 + 999
-            last, _, register = self._ended[bisect_right(self._ended, moment, key=lambda ended: ended[1]) - 1]
-            return register, last + 1
-        if as_of is not None and as_of > size:
-            raise RefusedError("invalid", field="as_of", why=f"账本只有 {size} 条", why_en=f"the log has {size} leaves")
-        asked = size if as_of is None else as_of
-        return self._ended[bisect_left(self._ended, asked, key=lambda ended: ended[0]) - 1][2], asked
+    async def register(self, size: int) -> Register:
+        """The register as the log's first leaves say it, of a size that it has come to."""
+        await self._read_on(size)
+        return self._ended[bisect_left(self._ended, size, key=lambda ended: ended[0]) - 1][1]
 
     async def history(self, area: str, size: int) -> list[Entry]:
         """What was said about an area, its agreements and its precedents below a size, oldest first."""
-        await self._read_on()
+        await self._read_on(size)
         return [entry for entry in self._entries.get(area, ()) if entry.index < size]
 
-    async def _read_on(self) -> int:
+    async def _read_on(self, size: int) -> None:
         async with self._lock:
-            size = await self._log.size()
             wanted = Selection(scopes=(HUB,), types=TYPES, kinds=(EVENT,))
             while self._upto < size:
                 found = await self._log.read(wanted, self._upto, size, CHUNK)
@@ -116,7 +96,6 @@ class Recall:
                     self._take(index, orjson.loads(leaf))
                 self._upto = found[-1][0] + 1 if len(found) == CHUNK else size
                 await asyncio.sleep(0)
-            return size
 
     def _take(self, index: int, leaf: dict[str, Any]) -> None:
         try:
@@ -133,5 +112,4 @@ class Recall:
                 self._entries.setdefault(said.area, []).append(entry)
             self._open.clear()
             if not fact.more:
-                latest = max(self._ended[-1][1], recorded_ns(leaf["recorded"]))
-                self._ended.append((index, latest, self._register))
+                self._ended.append((index, self._register))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date
 from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Header, Path, Query, Response
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.ledger.asking import Registrar, Staff
+from services.ledger.events import AsOf
 from services.ledger.outlining import geojson, outlines
+from services.ledger.pinning import size_at
 from services.ledger.recalling import Recall
 from services.ledger.registering import SECTIONS, Registry, as_document, digest
+from services.ledger.store import Store
 from services.ledger.surveying import survey
 from shared.auth import Caller
 from shared.envelope import canonical
@@ -67,21 +70,18 @@ Version = Annotated[
 ]
 DryRun = Annotated[bool, Query(description="只预览 / only say what would change")]
 On = Annotated[date | None, Query(description="哪一天,默认今天 / the day; default: today")]
-AsOf = Annotated[
-    str | None,
-    Query(max_length=40, description="当时所知:账本条数或时间 / as known at: the log's size, or a time"),
-]
 
 
-def add_routes(app: FastAPI, registry: Registry, recall: Recall) -> None:
+def add_routes(app: FastAPI, registry: Registry, store: Store) -> None:
     """The register's routes."""
+    recall = Recall(store)
     barred = problems("unauthenticated", "forbidden")
     refusals = problems("unauthenticated", "forbidden", "everywhere_only", "invalid", "stale_register", "unavailable")
-    asking = {**barred, **problems("invalid", "unavailable")}
+    asking = {**barred, **problems("invalid", "no_checkpoint", "unavailable")}
 
     async def asked(on: date | None, as_of: str | None) -> tuple[Register, date]:
-        known = _as_of(as_of)
-        register = await registry.current() if known is None else (await recall.register(known))[0]
+        known = None if as_of is None else await size_at(store, as_of)
+        register = await registry.current() if known is None else await recall.register(known)
         return register, on or register.today(HUB, registry.now())
 
     async def apply(document: Any, why: str, by: Caller, if_match: str | None, *, dry_run: bool) -> Response:
@@ -132,7 +132,8 @@ def add_routes(app: FastAPI, registry: Registry, recall: Recall) -> None:
     async def read_area(
         _: Staff, area: Annotated[str, Path(max_length=40)], on: On = None, as_of: AsOf = None
     ) -> Response:
-        register, size = await recall.register(_as_of(as_of))
+        size = await size_at(store, as_of)
+        register = await recall.register(size)
         told = _dossier(register, on or register.today(HUB, registry.now()), area)
         history = [entry.told() for entry in await recall.history(area, size)]
         return _json({**told, "history": history, "as_of": size})
@@ -158,18 +159,6 @@ def add_routes(app: FastAPI, registry: Registry, recall: Recall) -> None:
         found = await asyncio.to_thread(survey, register, day)
         areas = sum(1 for code in register.areas if register.area(code, day))
         return _json({"on": day, "areas": areas, "findings": [finding.told() for finding in found]})
-
-
-def _as_of(text: str | None) -> int | datetime | None:
-    """Raises RefusedError `invalid`: neither a size nor a time with its zone."""
-    if text is None or re.fullmatch(r"\d{1,15}", text, re.ASCII):
-        return None if text is None else int(text)
-    try:
-        moment: datetime = TypeAdapter(AwareDatetime).validate_python(text)
-    except ValueError:
-        zh, en = "须为账本条数,或带时区的时间", "must be the log's size, or a time with its zone"
-        raise RefusedError("invalid", field="as_of", why=zh, why_en=en) from None
-    return moment
 
 
 def _dossier(register: Register, day: date, code: str) -> dict[str, Any]:

@@ -487,6 +487,9 @@ def ledger_enclave(
         Path | None,
         typer.Option(help="与此档案比较，不同则退出码 1 / compare with it; exit code 1", exists=True, dir_okay=False),
     ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="逐叶核对其在账本中的证明 / check the proof of every leaf it rests on")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="写入文件；.md 为可打印月报 / to a file; .md: the sheet for paper")
     ] = None,
@@ -495,6 +498,10 @@ def ledger_enclave(
 ) -> None:
     """插花地一档归索、联席会月报 / an enclave's shared file, or its monthly sheet."""
     from deploy import enclaves
+
+    def progress(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} / {of} 叶 leaves", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
     theirs = enclaves.read(check) if check else None
     how: dict[str, Any] = {"month": month, "agreement": agreement, "as_of": as_of, "district": district}
@@ -506,10 +513,13 @@ def ledger_enclave(
         differs = enclaves.compared(theirs, document)
         print("\n".join(differs) or f"逐字节相同 / the same bytes：{document['digest']}")
         raise typer.Exit(1 if differs else 0)
+    proved = enclaves.prove(document, data, progress) if prove and not month else 0
     if json_output:
         sys.stdout.buffer.write(made)
     elif not out:
         print(enclaves.paper(document), end="")
+        if proved:
+            print(f"{proved} 片叶子均在检查点之下 / leaves proved under the checkpoint")
 
 
 @ledger_app.command(name="rebuild")

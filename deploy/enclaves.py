@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,8 @@ import orjson
 from deploy.errors import Said, SetupError
 from services.ledger import enclaves, sheets
 from services.ledger.enclaves import Filing, Pin
-from services.ledger.notes import Note, NoteError
+from services.ledger.notes import Checkpoint, Note, NoteError
+from services.ledger.tree import ProofError, verify_inclusion
 from shared.envelope import canonical
 from shared.errors import MalformedError, RefusedError
 from shared.problems import problem
@@ -147,6 +149,39 @@ def _lines(replay: Path) -> tuple[dict[str, Any], Callable[[], Iterator[tuple[in
                     yield int(index.removeprefix(b'{"s":')), leaf.rstrip(b"\n")[:-1]
 
     return header, leaves
+
+
+def prove(document: dict[str, Any], data: Path, progress: Callable[[int, int], None]) -> int:
+    """
+    Whether every leaf of a file lies in the log, under the checkpoint in the file; how many they are.
+
+    The proofs come from the ledger and are checked here: against the leaves' hashes and the checkpoint's root, both the file's own.
+
+    Raises:
+        SetupError: one does not, the file has no checkpoint, or the ledger refused.
+    """
+    from deploy.running import Running
+
+    stack = Running.find(data)
+    if not document["checkpoint"]:
+        raise SetupError(
+            Said("档案没有检查点", "the file has no checkpoint"),
+            Said("请在账本签名后重取", "get it again when the log is signed"),
+        )
+    checkpoint, leaves = Checkpoint.parse(document["checkpoint"]), document["leaves"]
+    for n, (index, leaf) in enumerate(leaves, 1):
+        path, asked = f"/proof/{index}.tlog-proof", {"size": str(checkpoint.size)}
+        proof = stack.content("ledger", path, asked, roles=["auditor"], district="*").decode()
+        hashes = [b64decode(line) for line in proof.partition("\n\n")[0].splitlines()[2:]]
+        try:
+            verify_inclusion(bytes.fromhex(leaf), index, checkpoint.size, hashes, checkpoint.root)
+        except ProofError as why:
+            raise SetupError(
+                Said(f"叶子 {index} 不在此检查点之下", f"leaf {index} is not proved: {why}"),
+                Said("保留档案与账本的应答作为证据", "keep the file and the ledger's answer: they are the evidence"),
+            ) from why
+        progress(n, len(leaves))
+    return len(leaves)
 
 
 def read(file: Path) -> dict[str, Any]:

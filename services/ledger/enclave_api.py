@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the routes' home knows us
     from services.ledger.api import Ledger
 
 WAIT_S = 2.0
-"""How long a file waits for the cases to come to its size."""
+"""How long a file waits for the signature, and for the cases to come to its size."""
 CHUNK = 2000
 Party = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
 AsOf = Annotated[
@@ -40,16 +40,25 @@ Agreed = Annotated[AreaCode | None, Query(description="协议代码,默认为现
 
 
 async def pin(store: Store, log: str, as_of: int | None) -> Pin:
-    """The last checkpoint, or the last one up to a size; that size itself where there is none yet."""
-    checkpoint: str | None = None
-    if found := await store.last_checkpoint(as_of):
-        size, note, recorded = found
-        checkpoint = Note.parse(note).body
-    else:
-        there = await store.size()
-        size = there if as_of is None else min(as_of, there)
-        recorded = await _recorded(store, size)
-    return Pin(log, size, datetime.fromtimestamp(0, UTC) + timedelta(microseconds=recorded // 1000), checkpoint)
+    """
+    The last checkpoint up to a size; without one the newest, once it covers what there is, for which it waits 2 s at most.
+
+    The size itself where nothing was ever signed.
+    """
+    there = await store.size()
+    ends = monotonic() + WAIT_S
+    signed = await (store.checkpoint() if as_of is None else store.checkpoint_up_to(as_of))
+    while as_of is None and signed and signed.size < there and monotonic() < ends:
+        await asyncio.sleep(0.05)
+        signed = await store.checkpoint()
+    if signed:
+        return Pin(log, signed.size, _moment(signed.recorded_ns), Note.parse(signed.note).body)
+    size = there if as_of is None else min(as_of, there)
+    return Pin(log, size, _moment(await _recorded(store, size)))
+
+
+def _moment(ns: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=ns // 1000)
 
 
 async def _recorded(store: Store, size: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from base64 import b64decode
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from deploy import enclaves as again
 from deploy.cli import app
 from deploy.errors import SetupError
 from services.ledger.enclaves import read, sealed
+from services.ledger.notes import Checkpoint
+from services.ledger.tree import verify_inclusion
 from shared.envelope import canonical
 from tests.examples import AGREEMENT, HONGSHAN, QINGSHAN, REGISTER, WUCHANG, XINXIANG, envelope, id_of, submitted
 from tests.ledger.examples import message
@@ -32,12 +36,23 @@ async def got(service: Service, path: str, of: str, **params: str | int) -> byte
     return response.content
 
 
+async def signed(service: Service) -> None:  # noqa: F811
+    """Until a checkpoint covers what there is."""
+    async with asyncio.timeout(20):
+        while True:
+            newest = (await service.get("/v1/log")).json()["checkpoint"]
+            if newest and newest["size"] >= (await service.get("/v1/ledger")).json()["leaves"]:
+                return
+            await asyncio.sleep(0.05)
+
+
 async def test_both_offices_get_the_same_bytes_and_make_them_again_from_their_own_replay(
     service: Service,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     city = played(FOR_EVER)
     await service.published(*map(message, city.stream))
+    await signed(service)
     mine, theirs = [await got(service, FILE, of) for of in OFFICES]
     assert mine == theirs == await got(service, FILE, "*")
     made = read(mine)
@@ -53,16 +68,26 @@ async def test_both_offices_get_the_same_bytes_and_make_them_again_from_their_ow
         replays[of] = tmp_path / f"{of}.ndjson"
         replays[of].write_bytes(await got(service, "/v1/events", of))
         assert again.made(XINXIANG, data=tmp_path, replay=replays[of], theirs=made) == mine
-        assert again.made(XINXIANG, data=tmp_path, replay=replays[of], month="2026-11", at=made["at"]) == sheets[0]
+        kept = read(sheets[0])
+        assert again.made(XINXIANG, data=tmp_path, replay=replays[of], month="2026-11", theirs=kept) == sheets[0]
         leaves = tmp_path / f"{of}-leaves.ndjson"
         leaves.write_bytes(await got(service, f"/v1/enclaves/{XINXIANG}/leaves", of))
         assert again.made(XINXIANG, data=tmp_path, replay=leaves) == mine
     assert replays[WUCHANG].read_bytes() != replays[QINGSHAN].read_bytes()
 
+    # Every leaf it names lies in the log, under the checkpoint that it names.
+    checkpoint = Checkpoint.parse(made["checkpoint"])
+    assert checkpoint.size == made["size"]
+    for index, leaf in made["leaves"]:
+        proof = (await got(service, f"/proof/{index}.tlog-proof", "*", size=checkpoint.size)).decode()
+        hashes = [b64decode(line) for line in proof.partition("\n\n")[0].splitlines()[2:]]
+        verify_inclusion(bytes.fromhex(leaf), index, checkpoint.size, hashes, checkpoint.root)
+
     # What follows does not change what was pinned.
     before = len(city.stream)
     ask(city, 5)
     await service.published(*map(message, city.stream[before:]))
+    await signed(service)
     assert await got(service, FILE, WUCHANG) != mine
     pinned = [await got(service, FILE, of, as_of=made["size"]) for of in OFFICES]
     assert pinned == [mine, mine]
@@ -96,6 +121,7 @@ async def test_both_offices_get_the_same_bytes_and_make_them_again_from_their_ow
 
 async def test_who_may_read_it(service: Service) -> None:  # noqa: F811
     await service.published(*map(message, played(FOR_EVER).stream))
+    await signed(service)
     (listed,) = orjson.loads(await got(service, "/v1/enclaves", QINGSHAN))["enclaves"]
     assert (listed["area"], listed["agreement"], listed["parties"]) == (XINXIANG, AGREEMENT.agreement, [*OFFICES])
     assert listed["open_cases"] == 3
@@ -117,6 +143,7 @@ async def test_who_was_a_party_keeps_the_file_and_gets_the_facts_no_more(service
     ended = AGREEMENT.model_copy(update={"valid_to": day.date()})
     register = [envelope(fact, at=day) for fact in (*REGISTER, ended)]
     await service.published(*map(message, (*register, joint(submitted(1, area=XINXIANG), at=day))))
+    await signed(service)
     mine, theirs = [await got(service, FILE, of) for of in OFFICES]
     assert mine == theirs
     assert [case["case"] for case in read(mine)["cases"]] == [id_of("request", 1)]

@@ -47,12 +47,13 @@ async def pin(store: Store, log: str, as_of: int | None) -> Pin:
     """
     there = await store.size()
     ends = monotonic() + WAIT_S
-    signed = await (store.checkpoint() if as_of is None else store.checkpoint_up_to(as_of))
-    while as_of is None and signed and signed.size < there and monotonic() < ends:
+    signed = await store.last_checkpoint(as_of)
+    while as_of is None and signed and signed[0] < there and monotonic() < ends:
         await asyncio.sleep(0.05)
-        signed = await store.checkpoint()
+        signed = await store.last_checkpoint()
     if signed:
-        return Pin(log, signed.size, _moment(signed.recorded_ns), Note.parse(signed.note).body)
+        size, note, recorded = signed
+        return Pin(log, size, _moment(recorded), Note.parse(note).body)
     size = there if as_of is None else min(as_of, there)
     return Pin(log, size, _moment(await _recorded(store, size)))
 

@@ -319,6 +319,13 @@ class Store:
             found = self._events.find({"_id": {"$in": list(indices)}}, {"b": 1}).sort("_id", ASCENDING)
             return [(document["_id"], bytes(document["b"])) async for document in found]
 
+    async def last_checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
+        """Size, note and `recorded` (ns) of the last checkpoint, or of the last one that is not larger than a size."""
+        by = {} if below is None else {"_id": {"$lte": below}}
+        with _asking():
+            found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
+        return (found["_id"], found["note"], int(found["recorded"])) if found else None
+
     async def count(self, selection: Selection, since: int, below: int) -> int:
         """How many leaves with since ≤ index < below are selected."""
         with _asking(60):
@@ -378,12 +385,6 @@ class Store:
         by = {} if size is None else {"_id": size}
         with _asking():
             found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
-        return Signed(found["_id"], found["note"], found["recorded"], found["at"]) if found else None
-
-    async def checkpoint_up_to(self, size: int) -> Signed | None:
-        """The last checkpoint that is not larger."""
-        with _asking():
-            found = await self._checkpoints.find_one({"_id": {"$lte": size}}, sort=[("_id", DESCENDING)])
         return Signed(found["_id"], found["note"], found["recorded"], found["at"]) if found else None
 
     async def put_checkpoint(self, signed: Signed) -> None:

@@ -477,7 +477,9 @@ def ledger_enclave(
     area: Annotated[str, typer.Argument(help="插花地代码 / the enclave's area")],
     month: Annotated[str | None, typer.Option(help="联席会月报，如 2026-11 / its sheet of a month")] = None,
     agreement: Annotated[str | None, typer.Option(help="协议代码 / which agreement; else the one in force")] = None,
-    as_of: Annotated[int | None, typer.Option(help="账本规模 / as of this size of the ledger; else now")] = None,
+    as_of: Annotated[
+        str | None, typer.Option(help="账本大小或时间 / a size of the ledger, or a time; else now")
+    ] = None,
     district: Annotated[str, typer.Option(help="以哪个区的名义 / as which office")] = "*",
     from_replay: Annotated[
         Path | None, typer.Option(help="由自己的重放复算 / make it again from this replay", exists=True, dir_okay=False)

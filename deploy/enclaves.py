@@ -30,7 +30,7 @@ def made(
     data: Path,
     month: str | None = None,
     agreement: str | None = None,
-    as_of: int | None = None,
+    as_of: str | None = None,
     district: str = "*",
     replay: Path | None = None,
     at: str | None = None,
@@ -52,10 +52,10 @@ def made(
             else Said("档案不分月，请去掉 --month", "it is no monthly sheet: leave --month out"),
         )
     if theirs:
-        agreement, as_of = theirs["agreements"][0]["agreement"], theirs["size"]
+        agreement, as_of = theirs["agreements"][0]["agreement"], str(theirs["size"])
     if replay:
         return _again(replay, area, month, agreement, at, theirs)
-    asked = {"month": month, "agreement": agreement, "as_of": None if as_of is None else str(as_of)}
+    asked = {"month": month, "agreement": agreement, "as_of": as_of}
     params = {name: value for name, value in asked.items() if value is not None}
     path = f"/v1/enclaves/{area}/{'sheet' if month else 'file'}"
     from deploy.running import Running

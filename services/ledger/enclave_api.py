@@ -8,13 +8,12 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import orjson
 from fastapi import FastAPI, Query, Response
 
-from services.ledger import enclaves, sheets
+from services.ledger import enclaves, pinning, sheets
 from services.ledger.asking import Ndjson
 from services.ledger.enclaves import Enclave, Entry, Filing, Pin, entries
-from services.ledger.leaves import recorded_ns
+from services.ledger.events import AsOf
 from services.ledger.notes import Note
 from services.ledger.replay import types_named
 from services.ledger.store import Selection, Store
@@ -29,48 +28,18 @@ if TYPE_CHECKING:  # the routes' home knows us
     from services.ledger.api import Ledger
 
 WAIT_S = 2.0
-"""How long a file waits for the signature, and for the cases to come to its size."""
+"""How long a file waits for the cases to come to its size."""
 CHUNK = 2000
 Party = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
-AsOf = Annotated[
-    int | None,
-    Query(ge=0, description="规模:取不超过它的最后一个检查点 / a size: the last checkpoint that is not larger"),
-]
 Agreed = Annotated[AreaCode | None, Query(description="协议代码,默认为现行者 / which agreement; else the one in force")]
 
 
-async def pin(store: Store, log: str, as_of: int | None) -> Pin:
-    """
-    The last checkpoint up to a size; without one the newest, once it covers what there is, for which it waits 2 s at most.
-
-    The size itself where nothing was ever signed.
-    """
-    there = await store.size()
-    ends = monotonic() + WAIT_S
-    signed = await store.last_checkpoint(as_of)
-    while as_of is None and signed and signed[0] < there and monotonic() < ends:
-        await asyncio.sleep(0.05)
-        signed = await store.last_checkpoint()
-    if signed:
-        size, note, recorded = signed
-        return Pin(log, size, _moment(recorded), Note.parse(note).body)
-    size = there if as_of is None else min(as_of, there)
-    return Pin(log, size, _moment(await _recorded(store, size)))
-
-
-def _moment(ns: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=ns // 1000)
-
-
-async def _recorded(store: Store, size: int) -> int:
-    """`recorded` (ns) of the last leaf below a size that is not late."""
-    while size > 0:
-        for _, data in reversed(await store.read(Selection(), max(0, size - 100), size, 100)):
-            leaf = orjson.loads(data)
-            if "late" not in leaf:
-                return recorded_ns(leaf["recorded"])
-        size -= 100
-    return 0
+async def pin(store: Store, log: str, as_of: str | None) -> Pin:
+    """As of when a file is, pinned as a replay is. Raises RefusedError `invalid`, `no_checkpoint`."""
+    pinned = await pinning.pin(store, as_of)
+    recorded = await pinning.recorded_ns(store, pinned.size)
+    at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=recorded // 1000)
+    return Pin(log, pinned.size, at, Note.parse(pinned.note).body if pinned.note else None)
 
 
 async def agreed(store: Store, area: str, at: Pin, *, district: str | None, agreement: str | None) -> Enclave:
@@ -97,7 +66,7 @@ async def lines(store: Store, filing: Filing, at: Pin) -> AsyncIterator[bytes]:
 
 def add_routes(app: FastAPI, ledger: Ledger) -> None:
     """The routes."""
-    barred = problems("unauthenticated", "forbidden", "foreign_district", "not_found", "unavailable")
+    barred = problems("unauthenticated", "forbidden", "foreign_district", "not_found", "no_checkpoint", "unavailable")
 
     async def reached(size: int) -> None:
         """The cases tell whose leaves to read: they must have come this far."""
@@ -108,7 +77,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             await asyncio.sleep(0.02)
 
     async def filed(
-        caller: Caller, area: str, as_of: int | None, agreement: str | None, *, month: str | None = None
+        caller: Caller, area: str, as_of: str | None, agreement: str | None, *, month: str | None = None
     ) -> tuple[Filing, Pin]:
         """What there is of an enclave that the caller is party to, up to a month's end."""
         at = await pin(ledger.store, ledger.origin, as_of)

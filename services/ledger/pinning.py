@@ -119,14 +119,14 @@ async def size_at(log: Log, as_of: str | None) -> int:
     until_ns, low, high = _ns(wanted), 0, size
     while low < high:
         middle = (low + high + 1) // 2
-        if await _recorded_ns(log, middle) <= until_ns:
+        if await recorded_ns(log, middle) <= until_ns:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-async def _recorded_ns(log: Log, size: int) -> int:
+async def recorded_ns(log: Log, size: int) -> int:
     """The latest `recorded` of a log of this size: that of the last leaf that is not late."""
     while size > 0:
         since = max(0, size - LOOK_BACK)

@@ -45,15 +45,19 @@ class Step:
     event: Envelope | None
 
 
-def read(index: int, data: bytes) -> Step:
+def read(data: bytes) -> Step:
+    """The step that a stored leaf is."""
+    return stepped(orjson.loads(data))
+
+
+def stepped(leaf: Mapping[str, Any]) -> Step:
     """The step that a leaf is."""
-    leaf = orjson.loads(data)
     if leaf["kind"] != EVENT or "case" not in leaf:
-        return Step(index, None, 0, None)
+        return Step(leaf["index"], None, 0, None)
     tokens = leaf["subject"].split(".")
     moves = f"{tokens[2]}.{tokens[4]}.{tokens[5]}" in _MOVING
     event = opened(leaf["subject"], leaf["event"]) if moves else None
-    return Step(index, leaf["case"]["id"], leaf["case"]["n"], event)
+    return Step(leaf["index"], leaf["case"]["id"], leaf["case"]["n"], event)
 
 
 @dataclass(slots=True)
@@ -78,8 +82,8 @@ class Held:
 def of_case(leaves: Iterable[tuple[int, bytes]], at: datetime | None = None) -> Held:
     """One case after these leaves about it, oldest first; its `case` is None where nothing had happened by `at`."""
     held = Held()
-    for leaf in leaves:
-        held.take(read(*leaf), at)
+    for _, data in leaves:
+        held.take(read(data), at)
     return held
 
 
@@ -235,7 +239,7 @@ async def state_at(log: Log, district: str | None, size: int, at: datetime | Non
     since = 0
     while chunk := await log.read(asked, since, size, BATCH):
         for index, data in chunk:
-            step = read(index, data)
+            step = read(data)
             state.take(step, await _about(log, step.case or "", index) if state.wants(step) else ())
         since = chunk[-1][0] + 1
         await asyncio.sleep(0)  # others are served meanwhile

@@ -33,7 +33,7 @@ COMMANDS = [
     ("members", "import"),
     ("contact", "set"),
     *(("person", "find"), ("person", "disclose"), ("person", "erase"), ("keys", "rotate")),
-    *(("ledger", "rebuild"), ("ledger", "redecide")),
+    *(("ledger", "replay"), ("ledger", "rebuild"), ("ledger", "redecide")),
 ]
 GROUPS = [(), ("bus",), ("register",), ("members",), ("contact",), ("person",), ("keys",), ("ledger",)]
 

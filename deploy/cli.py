@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from deploy import register, replaying, verifying, witnessing
+from deploy import register, replaying, signing, verifying, witnessing
 from deploy.errors import Said, SetupError
 from deploy.options import DEFAULT_DATA, Data, DryRun, Json, dry, print_json, read_json
 
@@ -591,6 +591,12 @@ def ledger_redecide(
     else:
         print("\n".join(redeciding.told(report)))
     raise typer.Exit(1 if report.differ else 3 if report.not_run else 0)
+
+
+ledger_app.command(name="checkpoint")(signing.checkpoint)
+ledger_app.command(name="key")(signing.key)
+ledger_app.command(name="rotate-key")(signing.rotate_key)
+ledger_app.command(name="rejects")(signing.rejects)
 
 
 @app.command()

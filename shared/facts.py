@@ -36,6 +36,8 @@ Basis = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._/-]{0,95}$
 """What a refusal or a ruling rests on, by reference (`agreement:xinxiang`, `law:fire-2021/28`): never a sentence about somebody."""
 PublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
 """The public half of an NKey: whoever holds its seed is let in under this name."""
+VerifierKey = Annotated[str, StringConstraints(pattern=r"^[^\s+]{1,255}\+[0-9a-f]{8}\+[A-Za-z0-9+/]{44}$")]
+"""The public half of a key that notes are signed with, as C2SP signed-note writes it: `name+id+key`."""
 
 Kind = Literal["grid_member", "volunteer", "provider", "responder"]
 Channel = Literal["app", "web", "phone", "desk", "wechat", "open311", "patrol", "sensor"]
@@ -1090,6 +1092,20 @@ class LedgerActed(Fact):
     why: Text
 
 
+class LedgerKeyRotated(Fact):
+    """The log signs with a new key, from the checkpoint after this size on; until a day with the old one as well."""
+
+    name = "ledger.key_rotated"
+    service = "ledger"
+    key = "new"
+
+    old: VerifierKey
+    new: VerifierKey
+    from_size: Annotated[int, Field(strict=True, ge=0)]
+    until: AwareDatetime
+    why: Text
+
+
 CATALOGUE: tuple[type[Fact], ...] = (
     RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestDisclosed, RequestFrozen, RequestErased,
     MemberEnrolled, MemberLeft, MemberErased,
@@ -1100,7 +1116,7 @@ CATALOGUE: tuple[type[Fact], ...] = (
     HelpAsked, HelpReceived, HelpSeated, HelpRefused, HelpAnswered, HelpLapsed, HelpReleased, HelpSettled, HelpRated,
     NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NoticeAnswered, NotifyTurnCommitted, NotifyInputRefused,
     DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, RegisterApplied,
-    LedgerActed,
+    LedgerActed, LedgerKeyRotated,
 )  # fmt: skip
 
 BY_SUBJECT: dict[str, type[Fact]] = {f"{fact.service}.{fact.name}": fact for fact in CATALOGUE}

@@ -21,7 +21,7 @@ from shared.auth import EVERYWHERE, Caller
 from shared.bus import Bus, Message
 from shared.envelope import Envelope
 from shared.errors import ConflictError, RefusedError, UnavailableError
-from shared.facts import HUB, NOWHERE, LedgerActed, instant, plain
+from shared.facts import HUB, NOWHERE, Fact, LedgerActed, instant, plain
 from shared.ids import derived_id
 
 WITHIN_S = 5.0
@@ -35,7 +35,7 @@ class Acts:
     store: Store
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
-    async def record(self, act: LedgerActed, *, district: str, by: Caller, key: str) -> dict[str, Any]:
+    async def record(self, act: Fact, *, district: str, by: Caller, key: str) -> dict[str, Any]:
         """
         Commit an act once per caller and key; a repeat is answered as the first was.
 

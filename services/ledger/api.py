@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Header, Query, Response
+from fastapi import FastAPI, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.ledger import cases, enclave_api, publishing, register_api
@@ -20,6 +20,7 @@ from services.ledger.asking import (
     AreaGiven,
     Auditor,
     District,
+    Key,
     Office,
     district_of,
 )
@@ -234,7 +235,6 @@ def _id(of: str) -> str:
 
 ID = re.compile(r"(?:[a-z]|[0-9][0-9_-]*[a-z])[a-z0-9_-]*", re.ASCII)
 OfWhat = Annotated[Text, AfterValidator(_id), Field(max_length=64, json_schema_extra={"pattern": f"^{ID.pattern}$"})]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
 class Act(BaseModel):
@@ -361,7 +361,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         return _json({"acts": [act for _, act in found[:limit]], "next": following})
 
     enclave_api.add_routes(app, ledger)
-    publishing.add_routes(app, ledger.store, ledger.signer, ledger.cursors)
+    publishing.add_routes(app, ledger.store, ledger.signer, ledger.cursors, acts)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Header, Query
 from fastapi.responses import StreamingResponse
 
 from shared.access import allowed
@@ -21,6 +21,7 @@ Auditor = Annotated[Caller, allowed("auditor", of="district")]
 Everything = Annotated[Caller, allowed("auditor", of="everywhere")]
 
 District = Annotated[str | None, Query(pattern=r"^[0-9]{6}$", description="六位区划代码 / six-digit code")]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 AreaGiven = Annotated[str | None, Query(max_length=40)]
 
 

@@ -43,7 +43,7 @@ class RefusalError(PaidanError):
 
     Attributes:
         code: `truncated` (shorter than signed), `diverged` (other leaves), `hole` (leaves missing before its end), `foreign` (what is
-            held as the last checkpoint is none of this log).
+            held as the last checkpoint is none of this log), `key` (the key cannot be read).
     """
 
     def __init__(self, code: str, why: str) -> None:
@@ -107,9 +107,13 @@ class Keys:
         current, old = self.current, self.old
         return [key for key in (current, old[0] if old and now < old[1] else None) if key]
 
+    def published(self, now: datetime) -> list[Verifier]:
+        """Whose signature others should believe at this time, the current key's first. Raises NoteError."""
+        return [key.verifier for key in self.signing(now)]
+
     @property
     def verifiers(self) -> list[Verifier]:
-        """Whose signature makes a checkpoint ours: the current key's, and the old one's for ever."""
+        """Whose signature makes a checkpoint ours: the current key's, and the old one's for ever. Raises NoteError."""
         current, old = self.current, self.old
         return [key.verifier for key in (current, old[0] if old else None) if key]
 
@@ -182,7 +186,7 @@ class Signer:
         try:
             await self._sign()
         except (RefusalError, NoteError) as why:
-            refusal = why if isinstance(why, RefusalError) else RefusalError("foreign", str(why))
+            refusal = why if isinstance(why, RefusalError) else RefusalError("key", str(why))
             if self.refusal is None or self.refusal.code != refusal.code:
                 ALARMS.labels(f"unsigned_{refusal.code}").inc()
                 logger().error("checkpoint_refused", code=refusal.code, why=str(refusal))

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Awaitable, Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Path, Query, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse
 
 from services.ledger import tree
-from services.ledger.asking import Everything
+from services.ledger.acting import Acts
+from services.ledger.asking import Everything, Key, Registrar
 from services.ledger.checkpoints import Signer
 from services.ledger.leaves import CONFLICT, REJECT
-from services.ledger.notes import Note, Signature
+from services.ledger.notes import Note, NoteError, Signature, Verifier
+from services.ledger.register_api import Sentence
 from services.ledger.replay import Cursors
 from services.ledger.store import Selection, Signed, Store
 from services.ledger.tree import TILE_WIDTH, Tile
 from shared.access import public
 from shared.envelope import canonical
 from shared.errors import RefusedError
+from shared.facts import HUB, LedgerKeyRotated, VerifierKey
+from shared.telemetry import logger
 from shared.web import problems
 
 FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
@@ -38,10 +44,23 @@ Size = Annotated[
 ]
 
 
-def add_routes(app: FastAPI, store: Store, signer: Signer, cursors: Cursors) -> None:
+class Rotation(BaseModel):
+    """A new key and the one before; both sign until then. What a repeat says must be the same."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    old: VerifierKey
+    new: VerifierKey
+    from_size: Annotated[int, Field(ge=0, lt=2**53)]
+    until: AwareDatetime
+    why: Sentence
+
+
+def add_routes(app: FastAPI, store: Store, signer: Signer, cursors: Cursors, acts: Acts) -> None:
     """Every route of this module."""
     _give_entries(app, store, signer)  # before the tiles, whose path theirs would match
     _publish(app, store, signer)
+    _rotate(app, signer, acts)
     _list_rejects(app, store, cursors)
 
 
@@ -90,7 +109,7 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
     )
     async def the_log() -> Response:
         newest = await store.checkpoint()
-        vkeys = [verifier.text for verifier in signer.keys.verifiers]
+        vkeys = [verifier.text for verifier in _verifiers(signer, signer.now())]
         return _json(
             {
                 "origin": signer.keys.origin,
@@ -178,6 +197,33 @@ def _give_entries(app: FastAPI, store: Store, signer: Signer) -> None:
         return _bytes(bundle, {"Cache-Control": "private, max-age=31536000, immutable"})
 
 
+def _rotate(app: FastAPI, signer: Signer, acts: Acts) -> None:
+    @app.post(
+        "/v1/log/keys",
+        status_code=201,
+        tags=["log"],
+        summary="记录签名密钥更换 / record that the log signs with a new key",
+        responses=problems(
+            *("unauthenticated", "forbidden", "everywhere_only", "key_missing", "key_reused", "invalid", "unavailable")
+        ),
+    )
+    async def rotate(caller: Registrar, body: Rotation, key: Key = None) -> Response:
+        if key is None:
+            raise RefusedError("key_missing", field="Idempotency-Key")
+        if body.old not in [verifier.text for verifier in _verifiers(signer)]:
+            raise RefusedError("invalid", field="old", why="不是本账本的密钥", why_en="not this log's key")
+        try:
+            new, old = Verifier.parse(body.new), Verifier.parse(body.old)
+        except NoteError as why:
+            raise RefusedError("invalid", field="new", why="公钥有误", why_en=str(why)) from None
+        if new == old or (new.name, new.type) != (old.name, old.type):
+            raise RefusedError("invalid", field="new", why="须为同名的另一密钥", why_en="another key of the same name")
+        fact = LedgerKeyRotated(**body.model_dump())
+        answer = await acts.record(fact, district=HUB, by=caller, key=key)
+        logger().warning("key_rotated", by=caller.actor, new=body.new, until=body.until.isoformat())
+        return Response(canonical(answer), 201, media_type="application/json")
+
+
 def _list_rejects(app: FastAPI, store: Store, cursors: Cursors) -> None:
     barred = problems("unauthenticated", "forbidden", "everywhere_only")
 
@@ -223,6 +269,14 @@ def _list_rejects(app: FastAPI, store: Store, cursors: Cursors) -> None:
         if (found := await store.raw(digest)) is None:
             raise RefusedError("not_found", what=digest[:64])
         return _bytes(found, {"Content-Disposition": "attachment"})
+
+
+def _verifiers(signer: Signer, at: datetime | None = None) -> list[Verifier]:
+    """The log's keys, or those that sign at this time; none where they cannot be read, which the signer says itself."""
+    try:
+        return signer.keys.verifiers if at is None else signer.keys.published(at)
+    except NoteError:
+        return []
 
 
 def _tile(path: str) -> Tile:

@@ -21,7 +21,7 @@ from shared.auth import EVERYWHERE, Caller
 from shared.bus import Bus, Message
 from shared.envelope import Envelope
 from shared.errors import ConflictError, RefusedError, UnavailableError
-from shared.facts import HUB, NOWHERE, Fact, LedgerActed, instant, plain
+from shared.facts import HUB, NOWHERE, Fact, LedgerActed, instant
 from shared.ids import derived_id
 
 WITHIN_S = 5.0
@@ -48,18 +48,17 @@ class Acts:
         id = derived_id("act", by.actor, district, key)
         subject = act.subject(district, NOWHERE)
         ends = monotonic() + WITHIN_S
+        data = Envelope(id, district, NOWHERE, instant(self.now()), act, district, actor=by.actor).encode()
         while True:
             last = await self.bus.last(subject)
             last_id = orjson.loads(last.data)["id"] if last else id
             found = await self.store.known([id, last_id])
             if id in found or (last and last_id == id):
                 event = orjson.loads(found[id].data if id in found or last is None else last.data)
-                if event["data"] != plain(act):
+                if event["data"] != orjson.loads(data)["data"]:
                     raise RefusedError("key_reused", field="Idempotency-Key")
                 return shown(event)
             if last is None or last_id in found:
-                envelope = Envelope(id, district, NOWHERE, instant(self.now()), act, district, actor=by.actor)
-                data = envelope.encode()
                 try:
                     await self.bus.commit([Message(subject, data, last.sequence if last else 0)])
                     return shown(orjson.loads(data))

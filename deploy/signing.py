@@ -26,7 +26,7 @@ REFUSED = {
 
 
 def checkpoint(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
-    """最新检查点：账本有多长、由谁签署 / the newest checkpoint: how long the log is, and who signed."""
+    """最新检查点 / the newest checkpoint: how long the log is, who signed."""
     from services.ledger.notes import Checkpoint, Note
 
     stack = Running.find(data)
@@ -87,7 +87,7 @@ def rotate_key(
     dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
-    """更换签名密钥，先记入账本；可中断后再来 / a new signing key, on record first; may be broken off."""
+    """更换签名密钥，可中断后再来 / a new signing key; may be broken off."""
     stack = Running.find(data)
     answer = rotate(stack, why, timedelta(days=overlap_days), dry_run=dry_run)
     if json_output:
@@ -109,7 +109,7 @@ def rejects(
     data: Data = DEFAULT_DATA,
     json_output: Json = False,
 ) -> None:
-    """未被接受的消息：另存，不阻塞 / messages that are no facts: kept aside, they block nothing."""
+    """未被接受的消息 / messages that are no facts, kept aside."""
     stack = Running.find(data)
     if raw is not None:
         typer.get_binary_stream("stdout").write(

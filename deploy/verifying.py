@@ -56,8 +56,8 @@ def verify(
     folder: Annotated[Path | None, typer.Option("--dir", help="瓦片目录 / a folder of tiles")] = None,
     url: Annotated[str | None, typer.Option(help="账本服务地址，须 --token-file / a ledger over HTTP")] = None,
     token_file: Annotated[Path | None, typer.Option(help="令牌文件 / the auditor's token")] = None,
-    tiles: Annotated[
-        Path | None, typer.Option(help="配合 --file：同一账本的瓦片目录 / with --file: tiles of the same log")
+    district: Annotated[
+        str | None, typer.Option(help="配合 --url：只核对一个区 / with --url: one district, each leaf with its proof")
     ] = None,
     vkey: Annotated[list[str] | None, typer.Option(help="账本公钥，可多次 / the log's vkey, repeatable")] = None,
     policy: Annotated[Path | None, typer.Option(help="见证策略文件 / a file in tlog-policy's words")] = None,
@@ -90,11 +90,9 @@ def verify(
             anchors = _witnesses(witness or [], trust, _origin_of(folder))
             report = copies.audit_folder(folder, trust, anchors=anchors, form=form, progress=show.leaves)
         elif file is not None or url is not None:
-            with _lines(file, url, token_file) as lines:
+            with _lines(file, url, token_file, district) as lines:
                 anchors = _witnesses(witness or [], trust, None)
-                report = copies.audit_replay(
-                    lines, trust, anchors=anchors, folder=tiles, form=form, progress=show.leaves
-                )
+                report = copies.audit_replay(lines, trust, anchors=anchors, form=form, progress=show.leaves)
         else:
             work = _online(data, mongodb, database, trust, witness or [], form=form, projections=projections, show=show)
             report = asyncio.run(work)
@@ -275,7 +273,9 @@ def _origin_of(folder: Path) -> str | None:
 
 
 @contextmanager
-def _lines(file: Path | None, url: str | None, token_file: Path | None) -> Iterator[Iterator[bytes]]:
+def _lines(
+    file: Path | None, url: str | None, token_file: Path | None, district: str | None
+) -> Iterator[Iterator[bytes]]:
     """The lines of a replay. Raises SetupError."""
     try:
         if file is not None:
@@ -287,7 +287,7 @@ def _lines(file: Path | None, url: str | None, token_file: Path | None) -> Itera
             return
         token = token_file.read_text().strip() if token_file else os.environ.get("AUDITOR", "")
         headers = {"Authorization": f"Bearer {token}"}
-        params = {"kinds": "all"}
+        params = {"district": district, "proof": "tiles"} if district else {"kinds": "all"}
         address = f"{(url or '').rstrip('/')}/v1/events"
         with httpx2.stream("GET", address, params=params, headers=headers, timeout=60, trust_env=False) as answer:
             if answer.is_error:

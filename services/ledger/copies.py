@@ -2,12 +2,13 @@
 The audit of a copy: a replay in a file (NDJSON), whole or of one district, or a folder in the layout of C2SP tlog-tiles.
 
 Needs no server. A whole copy is held against its checkpoint leaf by leaf. A district's replay cannot give the root; that nothing was
-withheld is shown by the ordinals, which run without a hole to the district's head, and the head lies under the signed checkpoint. With
-the tiles beside it (they hold hashes alone) every leaf in it is shown to be in the tree as well.
+withheld is shown by the ordinals, which run without a hole to the district's head, and the head lies under the signed checkpoint; that
+each leaf is the one that was signed, by the proofs that come along (`proof=each` or `tiles`).
 """
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from services.ledger.auditing import Anchor, Report, believed, cosigned, entries
 from services.ledger.leaves import EVENT, VERSION
 from services.ledger.notes import Checkpoint, Note, NoteError, Policy
 from services.ledger.replay import VERSION as REPLAY
-from services.ledger.tree import HASH_BYTES, TILE_WIDTH, Edge, ProofError, Tile, Tiles, leaf_hash, split, tiles_of
+from services.ledger.tree import (
+    HASH_BYTES,
+    TILE_WIDTH,
+    Edge,
+    ProofError,
+    Tile,
+    Tiles,
+    inclusion,
+    leaf_hash,
+    split,
+    tiles_of,
+    verify_inclusion,
+)
 from services.ledger.verifying import Audit, is_canonical
 from shared.errors import PaidanError
 
@@ -39,7 +52,6 @@ def audit_replay(
     trust: Policy,
     *,
     anchors: Sequence[Anchor] = (),
-    folder: Path | None = None,
     form: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -49,7 +61,6 @@ def audit_replay(
     Args:
         trust: as for `auditing.audit_store`.
         anchors: checkpoints that others hold.
-        folder: tiles of the same log.
         form: look at the canonical form of every leaf of a whole log.
     Raises:
         NoCopyError: the first line is not a replay's.
@@ -59,9 +70,7 @@ def audit_replay(
     say = progress or (lambda _done, _of: None)
     report = Report(str(header["log"]))
     report.checkpoint = _checkpoint(header, report, trust)
-    whole = not header["filter"] and header["from"] == 0
-    hashes = _leaf_hashes(folder, report, trust) if folder else None
-    if whole:
+    if not header["filter"] and header["from"] == 0 and header.get("proof") is None:
         audit = Audit(report.log, canonical=form, findings=report.findings)
         _anchor(audit, anchors, report, trust)
         audit.expect([report.checkpoint] if report.checkpoint else [])
@@ -72,7 +81,7 @@ def audit_replay(
         if report.leaves != header["size"]:
             report.findings.say("count", None, "size", header["size"], report.leaves)
     else:
-        part = Part(header, report, hashes)
+        part = Part(header, report)
         trailer = part.feed(lines, say)
         part.end(trailer)
         if anchors:
@@ -136,11 +145,13 @@ def audit_folder(
 class Part:
     """A replay that is not the whole log."""
 
-    def __init__(self, header: Mapping[str, Any], report: Report, hashes: Sequence[bytes] | None) -> None:
+    def __init__(self, header: Mapping[str, Any], report: Report) -> None:
         self._filter: Mapping[str, Any] = header["filter"]
         self._header = header
         self._report = report
-        self._hashes = hashes
+        self._proof = header.get("proof") if report.checkpoint else None
+        self._tiles: dict[tuple[int, int], bytes] = {}
+        self._proved: set[int] = set()
         self._dense = not any(name in self._filter for name in NARROWING)
         self._heads: dict[str, heads.Path | None] = {}
         self._next = 0
@@ -181,39 +192,83 @@ class Part:
                 continue
             if "end" in said:
                 return dict(said)
-            self._report.leaves += 1
-            if said.get("withheld"):
-                self._place(said["s"], bytes.fromhex(said["hash"]))
-                self._ordinal(said["s"], said["d"], said["n"])
-            else:
-                self._leaf(said["s"], said["leaf"], line)
+            try:
+                self._line(said, line)
+            except (KeyError, TypeError, AttributeError, ValueError) as why:
+                self._report.findings.say("leaf_unreadable", self._next, repr(why))
             if self._report.leaves % LINES == 0:
                 progress(self._next, self._header["size"])
         return None
 
-    def _place(self, index: int, hash: bytes) -> None:
-        if index < self._next or index >= self._header["size"]:
-            self._report.findings.say("index", index, "s", self._next, index)
-        self._next = index + 1
-        if self._hashes is not None and index < len(self._hashes) and self._hashes[index] != hash:
-            self._report.findings.say("leaf_changed", index, "leaf", self._hashes[index], hash)
-
-    def _leaf(self, index: int, leaf: Mapping[str, Any], line: bytes) -> None:
-        say = self._report.findings.say
-        data = line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1]
-        self._place(index, leaf_hash(data))
-        try:
-            if orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS) != data or not is_canonical(leaf, data):
-                say("not_canonical", index)
-            for name, want in {"v": VERSION, "log": self._report.log, "index": index}.items():
-                if leaf[name] != want:
-                    say("leaf_form", index, name, want, leaf[name])
-            kind = leaf["kind"]
-            scopes = {scope["d"]: scope["n"] for scope in leaf.get("scopes", ())}
-            case = leaf.get("case", {})
-        except (KeyError, TypeError, AttributeError) as why:
-            say("leaf_unreadable", index, repr(why))
+    def _line(self, said: Mapping[str, Any], line: bytes) -> None:
+        if "tile" in said:
+            tile = Tile.parse(said["tile"])
+            self._tiles[tile.level, tile.number] = b64decode(said["h"])
             return
+        self._report.leaves += 1
+        index = said["s"]
+        if said.get("withheld"):
+            self._place(index, bytes.fromhex(said["hash"]), said)
+            self._ordinal(index, said["d"], said["n"])
+            return
+        data = line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1]
+        if "proof" in said:
+            data = data.rpartition(b',"proof":')[0]
+        self._place(index, leaf_hash(data), said)
+        self._leaf(index, said["leaf"], data)
+
+    def _place(self, index: int, hash: bytes, said: Mapping[str, Any]) -> None:
+        """Whether a leaf comes in order, and whether it is the one that was signed."""
+        report, size = self._report, self._header["size"]
+        if not self._next <= index < size or (not self._filter and index != self._next):
+            report.findings.say("index", index, "s", self._next, index)
+        self._next = index + 1
+        if report.checkpoint is None:
+            return
+        try:
+            if self._proof == "each":
+                proof = [b64decode(each) for each in said["proof"]]
+                verify_inclusion(hash, index, size, proof, report.checkpoint.root)
+            elif self._proof == "tiles":
+                tile = self._tile(index // TILE_WIDTH)
+                at = index % TILE_WIDTH * HASH_BYTES
+                if (signed := tile[at : at + HASH_BYTES]) != hash:
+                    report.findings.say("leaf_changed", index, "leaf", signed, hash)
+        except (ProofError, KeyError, TypeError, ValueError) as why:
+            report.findings.say("proof", index, "proof", None, str(why))
+
+    def _tile(self, number: int) -> bytes:
+        """
+        A tile of leaf hashes, shown once to be under the root: the path of its first leaf is made of all the others in it.
+
+        Raises:
+            ProofError, KeyError.
+        """
+        assert self._report.checkpoint is not None
+        size, tile = self._header["size"], self._tiles[0, number]
+
+        async def read(wanted: Tile) -> bytes:
+            return self._tiles[wanted.level, wanted.number][: wanted.width * HASH_BYTES]
+
+        if number not in self._proved:
+            first = number * TILE_WIDTH
+            try:
+                inclusion(read, first, size).send(None)  # it waits for nothing
+            except StopIteration as done:
+                verify_inclusion(tile[:HASH_BYTES], first, size, done.value, self._report.checkpoint.root)
+            self._proved.add(number)
+        return tile
+
+    def _leaf(self, index: int, leaf: Mapping[str, Any], data: bytes) -> None:
+        say = self._report.findings.say
+        if orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS) != data or not is_canonical(leaf, data):
+            say("not_canonical", index)
+        for name, want in {"v": VERSION, "log": self._report.log, "index": index}.items():
+            if leaf[name] != want:
+                say("leaf_form", index, name, want, leaf[name])
+        kind = leaf["kind"]
+        scopes = {scope["d"]: scope["n"] for scope in leaf.get("scopes", ())}
+        case = leaf.get("case", {})
         self._report.kinds[kind] = self._report.kinds.get(kind, 0) + 1
         wanted = (self._filter["district"],) if "district" in self._filter else self._filter.get("scopes")
         if wanted is not None and not {*wanted} & scopes.keys():
@@ -244,12 +299,10 @@ class Part:
 
     def end(self, trailer: Mapping[str, Any] | None) -> None:
         """Whether it goes to where the districts' heads say."""
-        if self._hashes is not None:
+        if self._proof is not None:
             self._report.checked.append("inclusion")
         else:
-            self._report.unchecked["inclusion"] = (
-                "without the log's tiles (--tiles) a leaf's bytes are not held against the root"
-            )
+            self._report.unchecked["inclusion"] = "ask for the replay with proof=tiles"
         self._report.checked += ["order", "ordinals"]
         if trailer is None or trailer.get("next") is not None or "to" in self._filter or not self._dense:
             if "completeness" in self._report.checked:

@@ -1,0 +1,282 @@
+"""
+Copies of a log that an auditor holds: replays in files, and folders of tiles. Whatever is done to them is found twice: by the command's
+own audit, and by the script that shares no code with it.
+"""
+
+import asyncio
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from services.ledger import copies, heads, notes
+from services.ledger.auditing import Anchor, Report
+from services.ledger.copies import NoCopyError
+from services.ledger.notes import COSIGNATURE, Key, Note, Policy
+from services.ledger.proving import Kind, Proofs
+from services.ledger.replay import Cursors, Replay, lines
+from services.ledger.store import Selection
+from services.ledger.tree import Tile, Tiles, tiles_of
+from shared.facts import HUB
+from tests.ledger.examples import QINGSHAN, WUCHANG, life
+from tests.ledger.memory import ORIGIN, Memory
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "audit" / "verify_ledger.py"
+KEY = Key.make(ORIGIN)
+WITNESSES = {name: Key.make(f"witness.{name}.test", COSIGNATURE) for name in ("a", "b", "c")}
+WORDS = [f"log {KEY.verifier.text}", *(f"witness {name} {key.verifier.text}" for name, key in WITNESSES.items())]
+POLICY = "\n".join([*WORDS, "group most 2 a b c", "quorum most"])
+TRUST = Policy.parse(POLICY)
+Lines = list[bytes]
+
+
+@dataclass
+class Copies:
+    """An honest log's copies: `whole` and `of_one` (a district's, each leaf with its proof) by lines, `folder` with tiles and entries."""
+
+    note: str
+    whole: Lines
+    of_one: Lines
+    with_tiles: Lines
+    folder: Path
+    policy: Path
+
+
+def asked(log: Memory, note: str, selection: Selection, proof: Kind = "none") -> Lines:
+    tree = Tiles()
+    full = dict(tree.append(leaf.hash for leaf in log.leaves))
+
+    async def read(tile: Tile) -> bytes:
+        found = tree.tile(tile) or full[Tile(tile.level, tile.number)]
+        return found[: tile.width * 32]
+
+    async def collect() -> bytes:
+        replay = Replay(ORIGIN, selection, len(log.leaves), note=note)
+        proofs = None if proof == "none" else Proofs(read, replay.size, proof)
+        return b"".join([chunk async for chunk in lines(log, replay, Cursors(b"a key"), proofs=proofs)])
+
+    return asyncio.run(collect()).splitlines(keepends=True)
+
+
+def laid_out(log: Memory, note: str, folder: Path) -> Path:
+    """As the static paths of a log are downloaded."""
+    tree = Tiles()
+    full = dict(tree.append(leaf.hash for leaf in log.leaves))
+    files = {"checkpoint": note.encode()}
+    for tile in tiles_of(len(log.leaves)):
+        files[tile.path] = tree.tile(tile) or full[tile]
+        if tile.level == 0:
+            of = log.leaves[tile.number * 256 : tile.number * 256 + tile.width]
+            bundle = b"".join(len(leaf.data).to_bytes(2, "big") + leaf.data for leaf in of)
+            files[tile.path.replace("tile/0/", "tile/entries/")] = bundle
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    log = Memory()
+    for n in range(60):
+        log.add(*life(n, f"{WUCHANG},{QINGSHAN}" if n % 3 == 0 else None))
+    log.add(("evt.420106.x", b"nonsense"))
+    log.add(*life(60), apart_ns=90_000_000_000_000)  # another day: heads
+    tree = Tiles()
+    tree.append(leaf.hash for leaf in log.leaves)
+    root = heads.root(asyncio.run(log.scopes()))
+    checkpoint = notes.checkpoint(ORIGIN, len(log.leaves), tree.root(), root)
+    signers = [
+        KEY.sign(checkpoint.body),
+        *(WITNESSES[name].sign(checkpoint.body, 1_800_000_000) for name in ("a", "b")),
+    ]
+    note = Note(checkpoint.body).signed(signers).text
+    folder = tmp_path_factory.mktemp("copies")
+    (folder / "policy").write_text(POLICY)
+    district = Selection(scopes=(QINGSHAN, HUB), kinds=("event",))
+    return Copies(
+        *(note, asked(log, note, Selection()), asked(log, note, district, "each"), asked(log, note, district, "tiles")),
+        *(laid_out(log, note, folder / "log"), folder / "policy"),
+    )
+
+
+def script(*arguments: str | Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def codes(report: Report) -> list[tuple[str, int | None]]:
+    return [(each.code, each.index) for each in report.findings.listed]
+
+
+def test_honest_copies_are_found_to_be_so(held: Copies, tmp_path: Path) -> None:
+    size = len(held.whole) - 2
+    whole = copies.audit_replay(held.whole, TRUST, anchors=[Anchor("witness", held.note)])
+    assert (codes(whole), whole.unchecked, whole.leaves, whole.kinds["heads"]) == ([], {}, size, 9)
+    assert whole.witnessed == (size, ["a", "b"])
+    for each in (held.of_one, held.with_tiles):
+        report = copies.audit_replay(each, TRUST)
+        assert (codes(report), report.unchecked, report.leaves) == ([], {}, 180)
+        assert {"completeness", "inclusion", "ordinals", "signatures", "witnesses"} <= {*report.checked}
+    folder = copies.audit_folder(held.folder, TRUST)
+    assert (codes(folder), folder.unchecked, folder.leaves) == ([], {}, size)
+    for name, of in (("whole", held.whole), ("of_one", held.of_one)):
+        (tmp_path / name).write_bytes(b"".join(of))
+        code, said = script("--policy", held.policy, tmp_path / name)
+        assert (code, said.splitlines()[-1]) == (0, "无误 / nothing is wrong"), said
+    code, said = script("--vkey", KEY.verifier.text, held.folder)
+    assert (code, said.splitlines()[-1]) == (0, "无误 / nothing is wrong"), said
+
+
+def without(at: int) -> Callable[[Lines], Lines]:
+    return lambda of: of[:at] + of[at + 1 :]
+
+
+def line(at: int, change: Callable[[bytes], bytes]) -> Callable[[Lines], Lines]:
+    def doing(of: Lines) -> Lines:
+        assert change(of[at]) != of[at]
+        return [*of[:at], change(of[at]), *of[at + 1 :]]
+
+    return doing
+
+
+def header(**changes: object) -> Callable[[Lines], Lines]:
+    def doing(of: Lines) -> Lines:
+        return [orjson.dumps(orjson.loads(of[0]) | changes, option=orjson.OPT_SORT_KEYS) + b"\n", *of[1:]]
+
+    return doing
+
+
+def resigned(by: Key, root: bytes | None = None) -> Callable[[Lines], Lines]:
+    """Another checkpoint in the header."""
+
+    def doing(of: Lines) -> Lines:
+        found = notes.Checkpoint.parse(Note.parse(orjson.loads(of[0])["checkpoint"]).body)
+        body = replace(found, root=root or found.root).body
+        return header(checkpoint=Note(body).signed([by.sign(body)]).text)(of)
+
+    return doing
+
+
+def somebody(of: bytes) -> bytes:
+    return of.replace(b"m-li", b"m-wu")
+
+
+def wrong_proof(of: bytes) -> bytes:
+    said = orjson.loads(of)
+    proof = [b64encode(bytes(32)).decode(), *said["proof"][1:]]
+    assert len(b64decode(proof[0])) == 32
+    return of[: of.rindex(b',"proof":')] + b',"proof":' + orjson.dumps(proof) + b"}\n"
+
+
+FORGER = Key.make(ORIGIN)
+WHOLE: dict[str, tuple[Callable[[Lines], Lines], set[str]]] = {
+    "cut_short": (lambda of: of[:200], {"cut_short", "truncated", "count"}),
+    "the_trailer_gone": (lambda of: of[:-1], {"cut_short"}),
+    "a_leaf_withheld": (without(301), {"index", "root"}),
+    "two_leaves_swapped": (lambda of: [*of[:300], of[301], of[300], *of[302:]], {"index", "root"}),
+    "a_leaf_changed": (line(303, somebody), {"root"}),
+    "a_leaf_spaced_out": (line(303, lambda of: of.replace(b'"kind":"event"', b'"kind": "event"')), {"root", "not_canonical"}),
+    "a_stranger_signed": (resigned(FORGER), {"signature"}),
+    "signed_anew_without_witnesses": (resigned(KEY), {"unwitnessed"}),
+    "another_root_signed": (resigned(KEY, root=bytes(32)), {"root", "unwitnessed"}),
+    "the_header_of_another_size": (header(size=9), {"header", "count"}),
+}  # fmt: skip
+OF_ONE: dict[str, tuple[Callable[[Lines], Lines], set[str]]] = {
+    "cut_short": (lambda of: of[:90], {"cut_short"}),
+    "an_event_withheld": (without(50), {"withheld", "count"}),
+    "the_last_event_withheld": (lambda of: [*of[:-2], of[-1]], {"withheld", "count"}),
+    "the_last_event_withheld_and_the_count_mended": (
+        lambda of: [*of[:-2], of[-1].replace(b'"count":180', b'"count":179')], {"withheld"},
+    ),
+    "a_leaf_changed": (line(51, lambda of: somebody(of) if b"m-li" in of else of.replace(b"420107", b"420108")), {"proof"}),
+    "a_proof_changed": (line(50, wrong_proof), {"proof"}),
+    "a_head_that_is_smaller": (
+        lambda of: header(heads={d: h and {**h, "n": 3} for d, h in orjson.loads(of[0])["heads"].items()})(of), {"header"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [*(("whole", fault) for fault in WHOLE), *(("of_one", fault) for fault in OF_ONE)]
+)
+def test_what_was_done_to_a_replay_is_found_by_both(held: Copies, tmp_path: Path, kind: str, fault: str) -> None:
+    change, expected = (WHOLE if kind == "whole" else OF_ONE)[fault]
+    spoilt = change(held.whole if kind == "whole" else held.of_one)
+    report = copies.audit_replay(spoilt, TRUST)
+    assert expected <= {each.code for each in report.findings.listed}, codes(report)
+    (tmp_path / "replay").write_bytes(b"".join(spoilt))
+    code, said = script("--policy", held.policy, tmp_path / "replay")
+    assert code == 1, said
+    assert "✗" in said
+
+
+def test_a_leaf_changed_behind_its_tile_is_found(held: Copies) -> None:
+    at = next(n for n, each in enumerate(held.with_tiles) if n > 50 and b"m-li" in each)
+    spoilt = line(at, somebody)(held.with_tiles)
+    assert [code for code, _ in codes(copies.audit_replay(spoilt, TRUST))] == ["leaf_changed"]
+
+
+def test_a_forged_tile_does_not_lie_under_the_root(held: Copies) -> None:
+    at = next(n for n, each in enumerate(held.with_tiles) if b'"tile/0/' in each)
+    said = orjson.loads(held.with_tiles[at])
+    forged = bytes(32) + b64decode(said["h"])[32:]
+    spoilt = [
+        *held.with_tiles[:at],
+        orjson.dumps({**said, "h": b64encode(forged).decode()}),
+        *held.with_tiles[at + 1 :],
+    ]
+    assert {code for code, _ in codes(copies.audit_replay(spoilt, TRUST))} == {"proof"}
+
+
+@pytest.fixture
+def folder(held: Copies, tmp_path: Path) -> Path:
+    """A copy to be spoilt."""
+    subprocess.run(["cp", "-r", str(held.folder), str(tmp_path / "log")], check=True)
+    return tmp_path / "log"
+
+
+def test_an_entry_changed_in_a_folder_is_named(held: Copies, folder: Path) -> None:
+    file = folder / "tile" / "entries" / "001"
+    file.write_bytes(file.read_bytes().replace(b"m-li", b"m-wu", 1))
+    [(code, index)] = codes(copies.audit_folder(folder, TRUST))
+    assert code == "leaf_changed"
+    assert index is not None
+    assert 256 <= index < 512
+    assert script("--policy", held.policy, folder)[0] == 1
+
+
+def test_a_corrupt_tile_in_a_folder_is_named(folder: Path) -> None:
+    file = folder / "tile" / "0" / "001"
+    data = file.read_bytes()
+    file.write_bytes(data[:320] + bytes(32) + data[352:])
+    report = copies.audit_folder(folder, TRUST)
+    assert [(each.code, each.index, each.field) for each in report.findings.listed] == [("tile", 266, "tile/0/001[10]")]
+    (folder / "tile" / "entries").rename(folder / "elsewhere")
+    assert [code for code, _ in codes(copies.audit_folder(folder, TRUST))] == ["root"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"not a replay\n", b'{"replay":"paidan/replay/1"}\n'])
+def test_what_is_no_replay_cannot_be_audited(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(NoCopyError):
+        copies.audit_replay(content.splitlines(keepends=True), TRUST)
+    (tmp_path / "replay").write_bytes(content)
+    assert script("--vkey", KEY.verifier.text, tmp_path / "replay")[0] == 2
+
+
+def test_the_script_imports_nothing_of_ours_and_can_be_read_in_an_hour() -> None:
+    text = SCRIPT.read_text()
+    imported = {words[1] for each in text.splitlines() if (words := each.split()) and words[0] in ("import", "from")}
+    assert imported <= {*sys.stdlib_module_names}
+    assert len(text.splitlines()) < 450

@@ -29,6 +29,7 @@ KINDS = {
     "policy": "规则",
     "office": "接入",
     "precedent": "先例",
+    "formula": "指标公式",
 }
 FIELDS = {
     "title": "名称",
@@ -50,6 +51,8 @@ FIELDS = {
     "limits": "时限",
     "owner": "承办",
     "basis": "依据",
+    "formulas": "公式",
+    "weights": "权重",
 }
 """What the fields of areas and agreements are called; those of others keep the name that the document has."""
 FINDINGS = {

@@ -387,6 +387,40 @@ class TaskClosed(Fact):
     reason: Literal["rated", "quiet", "withdrawn", "reopened"]
 
 
+class TaskParked(Fact):
+    """Somebody with the right has set it aside (挂账, 缓办): its clocks stand still."""
+
+    name = "task.parked"
+    service = "dispatch"
+    key = "task_id"
+
+    task_id: Id
+    reason: Code
+
+
+class TaskResumed(Fact):
+    """It is no longer set aside: its clocks run again, to these times."""
+
+    name = "task.resumed"
+    service = "dispatch"
+    key = "task_id"
+
+    task_id: Id
+    due: Due
+
+
+class TaskExtended(Fact):
+    """Somebody with the right has given it more time (延期)."""
+
+    name = "task.extended"
+    service = "dispatch"
+    key = "task_id"
+
+    task_id: Id
+    reason: Code
+    due: Due
+
+
 class Candidate(Part):
     """One of the best in a match: the cost and its terms, all integers; lower is better."""
 
@@ -1066,6 +1100,49 @@ class PolicySet(RegisterFact):
     """Days after a case closed, after which it is erased."""
 
 
+Condition = Literal[
+    "filed", "found", "contactable", "contacted", "contacted_in_time", "offered", "declined", "signed", "signed_in_time",
+    "done", "done_in_time", "due", "closed", "closed_in_time", "rated", "satisfied", "solved", "reworked",
+    "passed_on", "returned", "parked", "extended", "withdrawn", "duplicate", "unplaced",
+]  # fmt: skip
+"""What may be so of one round of a case; docs/concepts.md says of each which facts make it so."""
+Counted = Literal["begun", "sign", "contact", "handle", "life", "done", "closed", "rated", "passed_on"]
+"""The moment at which a round counts: when it began, when one of its clocks runs out, or when that happened first."""
+
+
+class Formula(Part):
+    """
+    One figure: of the rounds for which all of `denominator` holds, the share for which all of `numerator` does too.
+
+    `without`: a round for which one of these holds counts nowhere, and is shown as excluded.
+    """
+
+    figure: Code
+    title: Name
+    counted: Counted
+    denominator: tuple[Condition, ...] = ()
+    numerator: tuple[Condition, ...] = ()
+    without: tuple[Condition, ...] = ()
+    adds: Literal["rounds", "owners"] = "rounds"
+    """What each adds to the numerator: one, or how many offices were responsible for its case one after the other."""
+    grade: Grade = 3
+    """From which grade on a resident is `satisfied`."""
+
+
+class FormulaSet(RegisterFact):
+    """By which formulas an office's figures are computed, in months whose first day is this one or later; `000000`: everybody else's."""
+
+    name = "register.formula_set"
+    key = "district"
+
+    district: District
+    version: Count
+    valid_from: date
+    formulas: Annotated[tuple[Formula, ...], Field(min_length=1, max_length=40)]
+    weights: dict[Code, Count] = {}
+    """Of the figures that make the composite score (综合得分), for example 30, 35 and 35."""
+
+
 class RegisterApplied(RegisterFact):
     """The end of one batch of an applied document, and the register's own fence."""
 
@@ -1106,17 +1183,63 @@ class LedgerKeyRotated(Fact):
     why: Text
 
 
+# --- figures (指标), written by ledger ----------------------------------------------------------------------------------
+
+
+class FigureAppealed(Fact):
+    """An office asks that a case be left out of one of its figures, and why (申诉)."""
+
+    name = "figure.appealed"
+    service = "ledger"
+    key = "appeal_id"
+
+    appeal_id: Id
+    request_id: Id
+    figure: Code
+    reason: Code
+    why: Text
+
+
+class FigureRuled(Fact):
+    """Somebody else has ruled on an appeal: only where it is `granted` the case is left out."""
+
+    name = "figure.ruled"
+    service = "ledger"
+    key = "appeal_id"
+
+    appeal_id: Id
+    granted: bool
+    why: Text
+
+
+Month = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
+
+
+class BuildingScored(Fact):
+    """What one building's people say of another in a month (楼栋互评); said again, the last word counts."""
+
+    name = "building.scored"
+    service = "ledger"
+    key = "building"
+
+    building: AreaCode
+    by: AreaCode
+    month: Month
+    points: Annotated[int, Field(strict=True, ge=0, le=100)]
+
+
 CATALOGUE: tuple[type[Fact], ...] = (
     RequestSubmitted, RequestWithdrawn, RequestRated, RequestReopened, RequestDisclosed, RequestFrozen, RequestErased,
     MemberEnrolled, MemberLeft, MemberErased,
     TaskOpened, TaskOffered, TaskAccepted, TaskDeclined, TaskExpired, TaskUnplaced, TaskArrived, TaskDone, TaskClosed,
+    TaskParked, TaskResumed, TaskExtended,
     MatchExplained, TurnCommitted, InputRefused,
     HandoverOffered, HandoverReceived, HandoverSigned, HandoverRefused, HandoverReturned, HandoverLapsed, HandoverSettled,
     TaskHandedOver, ConferralOpened, ConferralReceived, ConferralRuled, ConferralEnded, ConferralSettled,
     HelpAsked, HelpReceived, HelpSeated, HelpRefused, HelpAnswered, HelpLapsed, HelpReleased, HelpSettled, HelpRated,
     NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NoticeAnswered, NotifyTurnCommitted, NotifyInputRefused,
-    DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, RegisterApplied,
-    LedgerActed, LedgerKeyRotated,
+    DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, FormulaSet, RegisterApplied,
+    LedgerActed, LedgerKeyRotated, FigureAppealed, FigureRuled, BuildingScored,
 )  # fmt: skip
 
 BY_SUBJECT: dict[str, type[Fact]] = {f"{fact.service}.{fact.name}": fact for fact in CATALOGUE}

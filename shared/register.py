@@ -20,11 +20,13 @@ from immutables import Map
 from shared.clocks import ALWAYS, DANGER, Calendar
 from shared.facts import (
     BY_SUBJECT,
+    HUB,
     AgreementSet,
     AreaSet,
     CalendarSet,
     DistrictSet,
     Fact,
+    FormulaSet,
     ItemSet,
     Limit,
     OfficeSet,
@@ -63,6 +65,8 @@ class Register:
     offices: Map[str, OfficeSet] = field(default_factory=Map)
     precedents: Map[tuple[str, str], PrecedentSet] = field(default_factory=Map)
     """By area and item."""
+    formulas: Map[str, tuple[FormulaSet, ...]] = field(default_factory=Map)
+    """By district; the versions, oldest `valid_from` first."""
     applied: int = 0
     digest: str = ""
 
@@ -122,6 +126,13 @@ class Register:
         """The policy of a district; a careful default where none is set."""
         return self.policies.get(district, DEFAULT_POLICY)
 
+    def formula_set(self, district: str, day: date) -> FormulaSet | None:
+        """By which formulas an office's figures are computed on a day: its own, or everybody's; None where neither is set."""
+        for whose in (district, HUB):
+            if standing := [version for version in self.formulas.get(whose, ()) if version.valid_from <= day]:
+                return standing[-1]
+        return None
+
     def calendar(self, district: str, urgency: int = 0) -> Calendar:
         """The calendar that clocks follow: the one a district's policy names, or day and night where there is danger."""
         return ALWAYS if urgency >= DANGER else self._calendars.get(self.policy(district).calendar, ALWAYS)
@@ -180,6 +191,12 @@ def evolve(register: Register, fact: Fact) -> Register:
             return replace(register, offices=register.offices.set(fact.district, fact))
         case PrecedentSet():
             return replace(register, precedents=register.precedents.set((fact.area, fact.item), fact))
+        case FormulaSet():
+            others_of = [
+                each for each in register.formulas.get(fact.district, ()) if each.valid_from != fact.valid_from
+            ]
+            sets = tuple(sorted([*others_of, fact], key=lambda version: version.valid_from))
+            return replace(register, formulas=register.formulas.set(fact.district, sets))
         case RegisterApplied():
             return replace(register, applied=register.applied + 1, digest=fact.digest)
         case _:
@@ -238,8 +255,9 @@ def facts(register: Register) -> Iterable[Fact]:
     """Everything the register says, as the facts that lead to it, in a stable order."""
     for held in (register.districts, register.calendars):
         yield from (fact for _, fact in sorted(held.items()))
-    for _, versions in sorted(register.areas.items()):
-        yield from versions
+    for dated in (register.areas, register.formulas):
+        for _, versions in sorted(dated.items()):
+            yield from versions
     for others in (
         *(register.agreements, register.items, register.urgency, register.policies),
         *(register.offices, register.precedents),

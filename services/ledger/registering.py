@@ -35,6 +35,7 @@ from shared.facts import (
     AreaSet,
     CalendarSet,
     DistrictSet,
+    FormulaSet,
     ItemSet,
     Limits,
     OfficeSet,
@@ -71,6 +72,7 @@ SECTIONS: Mapping[str, type[RegisterFact]] = {
     "policies": PolicySet,
     "offices": OfficeSet,
     "precedents": PrecedentSet,
+    "formulas": FormulaSet,
 }
 """In the order in which facts are published: what others refer to comes first."""
 
@@ -89,6 +91,7 @@ class Document(BaseModel):
     policies: tuple[PolicySet, ...] = ()
     offices: tuple[OfficeSet, ...] = ()
     precedents: tuple[PrecedentSet, ...] = ()
+    formulas: tuple[FormulaSet, ...] = ()
 
     def entries(self) -> Iterable[tuple[str, RegisterFact]]:
         """Every entry with its path (`areas.3`), in the order of `SECTIONS`."""
@@ -181,6 +184,7 @@ def as_document(register: Register) -> dict[str, list[Any]]:
         "policies": _sorted(register.policies),
         "offices": _sorted(register.offices),
         "precedents": _sorted(register.precedents),
+        "formulas": [version for versions in _sorted(register.formulas) for version in versions],
     }
     return {section: list(facts) for section, facts in entries.items()}
 
@@ -238,6 +242,16 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
             _refer(f"{path}.item", entry.item, register.items, "item")
             if entry.owner is not None:
                 _refer(f"{path}.owner", entry.owner, register.districts, "district")
+        case FormulaSet():
+            _refer(f"{path}.district", entry.district, {**register.districts, HUB: None}, "district")
+            figures = [formula.figure for formula in entry.formulas]
+            if len({*figures}) < len(figures):
+                raise _invalid(f"{path}.formulas", "each figure once", "每项指标只能有一个公式")
+            for figure, weight in entry.weights.items():
+                if figure not in figures or weight == 0:
+                    raise _invalid(
+                        f"{path}.weights.{figure}", "a figure of this set, 1 at least", "须为本组指标,且至少为 1"
+                    )
         case _:
             pass
 
@@ -349,7 +363,7 @@ def _invalid(path: str, why: str, zh: str) -> RefusedError:
 def _key(entry: RegisterFact) -> tuple[Any, ...]:
     key: tuple[Any, ...] = (type(entry).name, getattr(entry, entry.key))
     match entry:
-        case AreaSet():
+        case AreaSet() | FormulaSet():
             return (*key, entry.valid_from)
         case PrecedentSet():
             return (*key, entry.item)
@@ -360,7 +374,7 @@ def _key(entry: RegisterFact) -> tuple[Any, ...]:
 def _what(entry: RegisterFact) -> str:
     kind = type(entry).name.removeprefix("register.").removesuffix("_set")
     match entry:
-        case AreaSet():
+        case AreaSet() | FormulaSet():
             more = f" from {entry.valid_from}"
         case PrecedentSet():
             more = f" {entry.item}"
@@ -392,6 +406,9 @@ def current(register: Register, entry: RegisterFact) -> RegisterFact | None:
             found = register.offices.get(entry.district)
         case PrecedentSet():
             found = register.precedents.get((entry.area, entry.item))
+        case FormulaSet():
+            sets = register.formulas.get(entry.district, ())
+            found = next((version for version in sets if version.valid_from == entry.valid_from), None)
     return found
 
 

@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -204,6 +204,44 @@ def bus_apply(
     # Afterwards: what it mends may be what the ledger needs to record it.
     if changes and not dry_run and (stack := running(data)):
         stack.acted("bus_applied", "bus", f"{len(changes)} changes")
+
+
+@bus_app.command(name="restore")
+def bus_restore(
+    source: Annotated[
+        int | None,
+        typer.Option(help="恢复到哪个来源为止 / restore up to this source of the ledger; else the last", min=0),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+) -> None:
+    """
+    总线丢失后由账本重建，可中断后再来 / fill a lost bus again from the ledger; may be broken off.
+
+    先停止各服务（paidan up）。EVENTS 按原序号逐条恢复；SEALED、KEYS、CONTACTS 不在账本中，须由备份恢复。
+    Stop the services first. EVENTS comes back number for number; SEALED, KEYS and CONTACTS are not in the ledger: they need a backup.
+    """
+
+    def progress(done: int, of: int) -> None:
+        if not json_output and sys.stderr.isatty():
+            print(f"\r{done} / {of}", end="", file=sys.stderr, flush=True)
+
+    answer = _run(_bus_restore(data, source, dry_run=dry_run, progress=progress))
+    if json_output:
+        print_json({**answer, "dry_run": dry_run})
+        return
+    for one in answer["sources"]:
+        print(f"来源 source {one['epoch']}  {one['created']}  {one['after'] + 1}–{one['until']}")
+    if dry_run:
+        missing = answer["last"] - answer["held"]
+        print(f"将恢复 {missing} 条，已有 {answer['held']} 条 / would restore {missing}, {answer['held']} are there")
+    elif answer["restored"]:
+        print(
+            f"已恢复 {answer['restored']} 条，现在可以启动各服务 / {answer['restored']} restored: the services may start"
+        )
+    else:
+        print("总线完好，无需恢复 / the bus has what the ledger has: nothing to restore")
 
 
 District = Annotated[str, typer.Argument(help="行政区代码 / the district's code")]
@@ -800,6 +838,32 @@ async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
         await bus.drain()
         if sys:
             await sys.drain()
+
+
+async def _bus_restore(
+    data: Path, source: int | None, *, dry_run: bool, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    from deploy import restoring
+    from deploy.stack import Stack
+    from shared.errors import BusError
+
+    if not (data / "secrets").is_dir():
+        raise SetupError(
+            Said(f"目录 {data} 中没有派单", f"there is no stack in {data}"),
+            Said("请用 --data 指定其目录", "name its folder with --data"),
+        )
+    async with Stack(data, services=("ledger",)).servers_alone() as stack:
+        bus, store = await stack.connect("admin"), stack.connect_store()
+        try:
+            return await restoring.restore(bus, store, source, dry_run=dry_run, progress=progress)
+        except BusError as why:
+            raise SetupError(
+                Said(f"恢复中断：{why}", f"it was broken off ({why})"),
+                Said("再运行一次即从断点继续", "run it again: it goes on"),
+            ) from why
+        finally:
+            store.close()
+            await bus.drain()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,12 +25,13 @@ import httpx2
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from deploy import keeping, leash
+from deploy import keeping, leash, restoring
 from deploy.certificates import Certificates, trusting
 from deploy.errors import Said, SetupError
 from deploy.identities import GATE, SERVICES, TOKEN_TTL, Identities, issue_token
 from deploy.running import given_ca_file, refused
 from deploy.servers import (
+    DATABASE,
     HOST,
     MongoServer,
     NatsServer,
@@ -41,6 +43,7 @@ from deploy.servers import (
     require_loopback,
     require_room,
 )
+from services.ledger.store import Store
 from shared import streams
 from shared.bus import Bus
 from shared.ids import new_id
@@ -197,6 +200,19 @@ class Stack:
         ]
         self._write_addresses()
 
+    @asynccontextmanager
+    async def servers_alone(self) -> AsyncIterator[Self]:
+        """The servers without streams and services, for what must be done before anybody else is there. Raises SetupError."""
+        self.data = self.data.resolve()
+        self._refuse_second_stack()
+        self._open_log()
+        self.identities = Identities.open(self.data / "secrets")
+        try:
+            await asyncio.gather(self._start_nats(), self._start_mongo())
+            yield self
+        finally:
+            await self.stop()
+
     async def stop(self) -> None:
         """Drain the services (25 s at most, then kill), then stop the servers. Nothing happens when all is stopped."""
         self._stopping = True
@@ -287,6 +303,10 @@ class Stack:
     async def connect(self, name: str = "admin") -> Bus:
         """A connection to the bus as `admin` or one of the services; the caller drains it."""
         return await Bus.connect(self.bus_url, name=name, seed=self.seed(name), ca_file=self.bus_ca_file)
+
+    def connect_store(self) -> Store:
+        """The ledger's store; the caller closes it."""
+        return Store.connect(self.ledger_uri, os.environ.get("PAIDAN_DATABASE", DATABASE))
 
     async def connect_office(self, district: str, app: str) -> Bus:
         """A connection to the bus as an app that an office was given (`paidan office add`); the caller drains it."""
@@ -415,6 +435,12 @@ class Stack:
     async def _apply_streams(self) -> None:
         bus = await self.connect("admin")
         try:
+            if "ledger" in self.services:
+                store = self.connect_store()
+                try:
+                    await restoring.require_history(bus, store)
+                finally:
+                    store.close()
             self.stream_changes = await streams.apply(bus)
         finally:
             await bus.drain()

@@ -33,6 +33,8 @@ from shared.envelope import CONTENT_TYPE
 from shared.errors import BusError, ConflictError, TooManyFactsError, UnavailableError
 
 STREAM = "EVENTS"
+FORMERLY = "paidan.formerly"
+"""The stream's own note (its metadata) of what it was filled again from, by `paidan bus restore`."""
 BATCH_MAX = 1000
 """The server's own bound on an atomic batch (error 10199 beyond it)."""
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
@@ -85,11 +87,17 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """Which stream this is (`created`, as the server writes it) and what it holds."""
+    """
+    Which stream this is (`created`, as the server writes it) and what it holds.
+
+    Attributes:
+        formerly: the streams whose messages it holds number for number, by their `created`: it was filled again after a loss.
+    """
 
     created: str
     first: int
     last: int
+    formerly: frozenset[str] = frozenset()
 
     def is_younger_than(self, recorded: datetime) -> bool:
         """Whether it was made anew since: then what it does not hold may be missing rather than never have been."""
@@ -426,7 +434,13 @@ class Bus:
     async def state(self, stream: str = STREAM) -> StreamState:
         """Which stream there is and how far it goes. Raises UnavailableError where there is none."""
         answer = await self._api(f"STREAM.INFO.{stream}")
-        return StreamState(answer["created"], answer["state"]["first_seq"], answer["state"]["last_seq"])
+        formerly = answer["config"].get("metadata", {}).get(FORMERLY, "")
+        return StreamState(
+            answer["created"],
+            answer["state"]["first_seq"],
+            answer["state"]["last_seq"],
+            frozenset(formerly.split()),
+        )
 
     def reader(
         self,
@@ -481,6 +495,15 @@ class Bus:
     async def apply_stream(self, config: Mapping[str, Any], *, new: bool) -> None:
         """Create or update a stream. Raises BusError with the server's reason."""
         await self._api(f"STREAM.{'CREATE' if new else 'UPDATE'}.{config['name']}", config, timeout_s=10)
+
+    async def remove_stream(self, name: str) -> None:
+        """Delete a stream and all that it holds; already gone is fine. Raises BusError."""
+        with suppress(_NoStreamError):
+            await self._api(f"STREAM.DELETE.{name}", timeout_s=10)
+
+    async def purge(self, name: str, subject: str) -> None:
+        """Delete what a stream holds on a subject; the numbers stay used. Raises BusError."""
+        await self._api(f"STREAM.PURGE.{name}", {"filter": subject}, timeout_s=60)
 
 
 class Subscription:

@@ -32,7 +32,7 @@ import orjson
 from prometheus_client import Counter, Gauge, Histogram
 
 from shared.auth import Caller
-from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader
+from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader, StreamState
 from shared.envelope import DATA_BYTES_MAX, OPTIONS, Envelope, decode
 from shared.errors import BusError, FencedError, MalformedError, RefusedError, StreamReplacedError
 from shared.facts import NOWHERE, InputRefused, Position, TurnCommitted, instant, plain
@@ -143,16 +143,20 @@ class Fold(Generic[S]):
     """
     The state as of a sequence, from facts alone: inputs up to a turn's position, then the turn's facts.
 
+    Args:
+        stream: the one that is there; positions are of it, or of those that it was filled again from, number for number.
+
     Attributes:
         folded: the sequence of the last marker folded.
         position: the sequence of the last input that was decided on.
         last: the time of the last fact.
     """
 
-    def __init__(self, rules: Rules[S], district: str, created: str) -> None:
+    def __init__(self, rules: Rules[S], district: str, stream: StreamState) -> None:
         self.rules = rules
         self.district = district
-        self.created = created
+        self.stream = stream
+        self.created = stream.created
         self.state = rules.initial(district)
         self.folded = 0
         self.position = 0
@@ -191,7 +195,7 @@ class Fold(Generic[S]):
     def _turn(self, sequence: int, marker: Envelope) -> None:
         fact = marker.fact
         assert isinstance(fact, TurnCommitted)
-        if fact.position.created != self.created:
+        if fact.position.created != self.created and fact.position.created not in self.stream.formerly:
             raise StreamReplacedError(fact.position.created, self.created)
         rules, state = self.rules, self.state
         while self._inputs and self._inputs[0][0] <= fact.position.sequence:
@@ -243,10 +247,10 @@ async def recover(bus: Bus, rules: Rules[S], district: str, *, snapshot: bool = 
     Raises:
         StreamReplacedError, BusError.
     """
-    fold = Fold(rules, district, (await bus.state()).created)
+    fold = Fold(rules, district, await bus.state())
     if snapshot:
         for name in (snapshot_name(rules, district, n) for n in (0, 1)):
-            candidate = Fold(rules, district, fold.created)
+            candidate = Fold(rules, district, fold.stream)
             with suppress(BusError):  # without it we only take longer
                 data = await bus.get_object("SNAPSHOTS", name)
                 if data and candidate.load(data) and candidate.folded > fold.folded:

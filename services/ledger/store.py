@@ -280,6 +280,31 @@ class Store:
             by = {"src": epoch, "sseq": {"$gt": after, "$lte": until}}
             return int(await self._events.count_documents(by, hint="source"))
 
+    async def of_source(self, epoch: int, after: int, until: int, limit: int) -> list[bytes]:
+        """Leaves of a source with a sequence in (after, until], in the order of their sequences; of a gap its first counts."""
+        by = {"src": epoch, "sseq": {"$gt": after, "$lte": until}}
+        with _asking(60):
+            found = self._events.find(by, {"b": 1}).sort([("src", ASCENDING), ("sseq", ASCENDING)]).limit(limit)
+            return [document["b"] for document in await found.batch_size(limit).to_list(limit)]
+
+    async def events_of_source(self, epoch: int, until: int) -> int:
+        """How many events a source brought first, under numbers up to this one."""
+        by = {"src": epoch, "sseq": {"$gt": 0, "$lte": until}, "k": "event"}
+        with _asking(60):
+            return int(await self._events.count_documents(by, hint="source"))
+
+    async def leaves_at(self, indices: Collection[int]) -> dict[int, bytes]:
+        """The leaves with these indices, of those that there are."""
+        with _asking(60):
+            found = self._events.find({"_id": {"$in": list(indices)}}, {"b": 1})
+            return {document["_id"]: document["b"] async for document in found}
+
+    async def raw(self, digests: Collection[str]) -> dict[str, bytes]:
+        """The bytes of messages that no leaf holds, by their digest, of those that are kept."""
+        with _asking(60):
+            found = self._rejects.find({"_id": {"$in": list(digests)}})
+            return {document["_id"]: document["b"] async for document in found}
+
     async def rare(self, *, since: int = 0, below: int | None = None) -> list[tuple[str, int, bytes | None]]:
         """Kind and number of all leaves that are no events in a range of indices; of gaps and resets each one, with its bytes."""
         span: dict[str, int] = {"$gte": since} | ({"$lt": below} if below is not None else {})

@@ -23,7 +23,7 @@ from services.dispatch.decide import decide
 from services.dispatch.desk import RULES
 from services.dispatch.model import Desk, evolve, initial, take_in
 from shared.auth import Caller
-from shared.bus import Bus, Fence, Message
+from shared.bus import Bus, Fence, Message, StreamState
 from shared.envelope import Envelope
 from shared.facts import (
     HUB,
@@ -179,7 +179,7 @@ def turns(created: str, position: int, until_facts: int, snapshot_at: int, small
         position = marker  # as if the last request had come just before: a recovery reads on from there
         snapshot = None
         if stored < snapshot_at <= stored + len(facts):
-            fold: Fold[Desk] = Fold(RULES, DISTRICT, created)
+            fold: Fold[Desk] = Fold(RULES, DISTRICT, StreamState(created, 1, marker))
             fold.state, fold.folded, fold.position, fold.last = state, marker, position, now
             snapshot = fold.dump()
         stored += len(facts)

@@ -28,7 +28,7 @@ COMMANDS = [
     ("token",),
     ("schema",),
     ("version",),
-    ("bus", "apply"),
+    *(("bus", "apply"), ("bus", "restore")),
     *(("register", name) for name in ("apply", "import-polygons", "export-polygons", "check", "area")),
     ("members", "import"),
     ("contact", "set"),

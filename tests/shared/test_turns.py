@@ -22,7 +22,7 @@ from services.dispatch.commands import Accept, Decline, Done, Enrol, Verb
 from services.dispatch.desk import RULES
 from services.dispatch.model import Desk
 from shared import streams, turns
-from shared.bus import Bus, Delivery, Fence, Message
+from shared.bus import Bus, Delivery, Fence, Message, StreamState
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import FencedError, StreamReplacedError, UnavailableError
 from shared.facts import Fact, InputRefused, MatchExplained, TaskExpired, TaskOpened, TurnCommitted, instant
@@ -575,7 +575,7 @@ async def test_a_commit_that_comes_true_late_is_found_again(office: Office) -> N
 async def test_the_beginning_of_a_batch_is_folded_and_not_repeated(office: Office) -> None:
     """After a power loss: facts without the marker that should have ended them."""
     last = await office.submit(1, 2)
-    fold = Fold(RULES, WUCHANG, (await office.bus.state()).created)
+    fold = Fold(RULES, WUCHANG, await office.bus.state())
     known = reduce(RULES.take_in, (envelope(fact) for fact in REGISTER), fold.state)
     now = instant(office.clock())
     whole = RULES.decide(known, turns.Input(last - 1, envelope(submitted(1))), now).facts
@@ -617,11 +617,11 @@ async def test_a_snapshot_of_another_version_or_stream_or_of_no_sense_is_not_use
     await office.lead("a")
     await office.ask(Enrol(members=TEAM))
     fold = await recover(office.bus, RULES, WUCHANG)
-    other = Fold(replace(RULES, version=RULES.version + 1), WUCHANG, fold.created)
+    other = Fold(replace(RULES, version=RULES.version + 1), WUCHANG, fold.stream)
     assert not other.load(fold.dump())
-    assert not Fold(RULES, WUCHANG, "2001-01-01T00:00:00Z").load(fold.dump())
+    assert not Fold(RULES, WUCHANG, StreamState("2001-01-01T00:00:00Z", 1, 1)).load(fold.dump())
     for garbage in (b"", b"\x00" * 99, fold.dump()[:-9]):
-        assert not Fold(RULES, WUCHANG, fold.created).load(garbage)
+        assert not Fold(RULES, WUCHANG, fold.stream).load(garbage)
     await office.bus.put_object("SNAPSHOTS", snapshot_name(RULES, WUCHANG, 0), b"garbage")
     await office.bus.put_object("SNAPSHOTS", snapshot_name(RULES, WUCHANG, 1), fold.dump()[:-9])
     assert (await recover(office.bus, RULES, WUCHANG)).state == fold.state

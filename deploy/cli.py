@@ -212,6 +212,9 @@ def bus_restore(
         int | None,
         typer.Option(help="恢复到哪个来源为止 / restore up to this source of the ledger; else the last", min=0),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="丢弃流中账本没有的事实 / lose what the stream holds beside the ledger")
+    ] = False,
     data: Data = DEFAULT_DATA,
     dry_run: DryRun = False,
     json_output: Json = False,
@@ -227,7 +230,7 @@ def bus_restore(
         if not json_output and sys.stderr.isatty():
             print(f"\r{done} / {of}", end="", file=sys.stderr, flush=True)
 
-    answer = _run(_bus_restore(data, source, dry_run=dry_run, progress=progress))
+    answer = _run(_bus_restore(data, source, replace=replace, dry_run=dry_run, progress=progress))
     if json_output:
         print_json({**answer, "dry_run": dry_run})
         return
@@ -841,7 +844,7 @@ async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
 
 
 async def _bus_restore(
-    data: Path, source: int | None, *, dry_run: bool, progress: Callable[[int, int], None]
+    data: Path, source: int | None, *, replace: bool, dry_run: bool, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     from deploy import restoring
     from deploy.stack import Stack
@@ -855,7 +858,7 @@ async def _bus_restore(
     async with Stack(data, services=("ledger",)).servers_alone() as stack:
         bus, store = await stack.connect("admin"), stack.connect_store()
         try:
-            return await restoring.restore(bus, store, source, dry_run=dry_run, progress=progress)
+            return await restoring.restore(bus, store, source, replace=replace, dry_run=dry_run, progress=progress)
         except BusError as why:
             raise SetupError(
                 Said(f"恢复中断：{why}", f"it was broken off ({why})"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -142,14 +141,14 @@ async def planned(store: Store, upto: int | None) -> Plan:
     return plan(resets, orjson.loads(tail), own, upto)
 
 
-async def numbered(store: Store, sources: Sequence[Source]) -> AsyncIterator[list[Numbered]]:
-    """What was stored under every number, in order, in portions. Raises SetupError where bytes are missing."""
+async def numbered(store: Store, sources: Sequence[Source], behind: int = 0) -> AsyncIterator[list[Numbered]]:
+    """What was stored under every number behind this one, in order, in portions. Raises SetupError where bytes are missing."""
     for source in sources:
-        at = source.after
+        at = max(source.after, behind)
         while at < source.until:
             found = [orjson.loads(leaf) for leaf in await store.of_source(source.epoch, at, source.until, PORTION)]
-            firsts = await store.leaves_at([leaf["first"] for leaf in found if leaf["kind"] == leaves.DUP])
-            raw = await store.raw([leaf["digest"] for leaf in found if "digest" in leaf])
+            firsts = dict(await store.at([leaf["first"] for leaf in found if leaf["kind"] == leaves.DUP]))
+            raw = await store.raws([leaf["digest"] for leaf in found if "digest" in leaf])
             portion = [one for leaf in found for one in _numbered(leaf, firsts, raw, source.until)]
             if not portion or [one.sequence for one in portion] != list(range(at + 1, at + 1 + len(portion))):
                 raise _hole(at + 1)
@@ -175,17 +174,6 @@ def _numbered(
             raise _hole(sequence)
 
 
-def _other_facts(zh: str, en: str) -> SetupError:
-    return SetupError(
-        Said(zh, en),
-        Said(
-            "只恢复到空的总线：停止各服务，删除 EVENTS 流后重来",
-            "only an empty bus is restored: stop the services, delete the stream EVENTS, come again",
-        ),
-        "other_facts",
-    )
-
-
 def _hole(sequence: int) -> SetupError:
     return SetupError(
         Said(f"账本缺少序号 {sequence} 的内容", f"the ledger does not hold what was stored under {sequence}"),
@@ -195,38 +183,61 @@ def _hole(sequence: int) -> SetupError:
 
 
 async def restore(
-    bus: Bus, store: Store, upto: int | None, *, dry_run: bool, progress: Callable[[int, int], None]
+    bus: Bus,
+    store: Store,
+    upto: int | None,
+    *,
+    replace: bool = False,
+    dry_run: bool,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """
     Fill EVENTS from the ledger; what was begun before is gone on with.
 
-    Returns: the plan, and how many numbers there were already (`held`).
+    A stream that holds the beginning of it and no more (it lost its tail, or an old copy came back) is made anew: nothing in it
+    is not in the ledger.
+
+    Args:
+        replace: make the stream anew whatever it holds.
+    Returns: the plan, and how many numbers the stream has already (`held`).
     Raises:
         SetupError: the stream holds something else, or the ledger cannot say what it should hold.
         BusError, StoreUnavailableError: come again.
     """
     config = await bus.stream_config(STREAM)
-    marked = (config or {}).get("metadata", {}).get(UNDER_WAY)
-    state = await bus.state() if config else None
+    under_way = (config or {}).get("metadata", {}).get(UNDER_WAY)
     wanted = await planned(store, upto)
     mark = f"{wanted.log} {wanted.sources[-1].epoch} {wanted.last}"
-    held = state.last if state else 0
-    if held and marked is None:
-        if state and wanted.sources[-1].created in (state.created, *state.formerly):
+    held = 0
+    if config and not replace:
+        state = await bus.state()
+        held = state.last
+        known = under_way == mark if under_way else wanted.sources[-1].created in (state.created, *state.formerly)
+        differs = await _first_difference(bus, store, wanted, held) if known else 1
+        if held and differs is not None:
+            raise SetupError(
+                Said(
+                    f"EVENTS 中已有 {held} 条，第 {differs} 条起与账本不符",
+                    f"EVENTS holds {held} messages, from {differs} on not the ledger's",
+                ),
+                Said("确认可以丢弃后加 --replace", "where they may go say --replace"),
+                "other_facts",
+            )
+        if held >= wanted.last and not under_way:
             return {**wanted.document(), "held": held, "restored": 0}
-        raise _other_facts(f"EVENTS 中已有 {held} 条别的事实", f"EVENTS holds {held} other facts")
-    if held and marked != mark:
-        raise _other_facts(
-            f"EVENTS 正按另一计划恢复（{marked}）", f"EVENTS is being restored to something else ({marked})"
-        )
+        if not under_way:
+            held = 0
     answer = {**wanted.document(), "held": held, "restored": 0 if dry_run else wanted.last - held}
     if dry_run:
         return answer
     declared = next(stream for stream in streams.declared() if stream["name"] == STREAM)
     if not held:
-        await bus.remove_stream(STREAM)  # empty: it may be one that can no longer lose a message
+        await bus.remove_stream(STREAM)
         await bus.apply_stream(_filling(declared, {UNDER_WAY: mark, FORMERLY: wanted.formerly}), new=True)
-    await _fill(bus, store, wanted, held, progress)
+    async for portion in numbered(store, wanted.sources, held):
+        for n in range(0, len(portion), PORTION):
+            await _store(bus, portion[n : n + PORTION])
+        progress(portion[-1].sequence, wanted.last)
     await bus.purge(STREAM, LOST)
     have = await bus.stream_config(STREAM) or {}
     del have["subject_transform"], have["metadata"][UNDER_WAY]
@@ -244,25 +255,22 @@ def _filling(declared: Mapping[str, Any], metadata: dict[str, str]) -> dict[str,
     )
 
 
-async def _fill(bus: Bus, store: Store, wanted: Plan, held: int, progress: Callable[[int, int], None]) -> None:
-    """Compare what is there, store what is not."""
+async def _first_difference(bus: Bus, store: Store, wanted: Plan, held: int) -> int | None:
+    """The first number that both have under which the stream does not hold what it should; None: it holds all of it."""
     reader = bus.reader(("evt.>",), after=0)
     read: deque[Delivery] = deque()
     try:
         async for portion in numbered(store, wanted.sources):
-            there = sum(one.sequence <= held for one in portion)
-            for one in portion[:there]:
+            for one in portion:
+                if one.sequence > held:
+                    return None
                 if not read:
                     read.extend(await reader.wait(5.0, PORTION))
                 if not _is_there(one, read):
-                    raise _other_facts(
-                        f"EVENTS 第 {one.sequence} 条与账本不符", f"message {one.sequence} is not the ledger's"
-                    )
-            for n in range(there, len(portion), PORTION):
-                await _store(bus, portion[n : n + PORTION])
-            progress(portion[-1].sequence, wanted.last)
+                    return one.sequence
     finally:
         await reader.close()
+    return None
 
 
 def _is_there(one: Numbered, read: deque[Delivery]) -> bool:
@@ -295,17 +303,24 @@ async def require_history(bus: Bus, store: Store) -> None:
 
     A MongoDB that does not answer says nothing.
     """
-    config = await bus.stream_config(STREAM)
-    under_way = config is not None and UNDER_WAY in config.get("metadata", {})
-    if config is not None and not under_way and (await bus.state()).last:
+    try:
+        tail, _ = await store.tail()
+    except UnavailableError:
         return
-    with suppress(UnavailableError):
-        if size := await store.size():
-            raise SetupError(
-                Said(
-                    f"账本有 {size} 叶，总线却是空的或尚未恢复完",
-                    f"the ledger has {size} leaves, the bus has lost them",
-                ),
-                Said("先运行 paidan bus restore", "run `paidan bus restore` first"),
-                "bus_lost",
-            )
+    if tail is None:
+        return
+    config = await bus.stream_config(STREAM)
+    state = await bus.state() if config else None
+    source = orjson.loads(tail)["src"]
+    if config and state and state.last and UNDER_WAY not in config.get("metadata", {}):
+        known = source["created"] in (state.created, *state.formerly)
+        if not known or state.last >= source["seq"]:
+            return
+    raise SetupError(
+        Said(
+            f"总线缺少账本已有的事实（账本到 {source['seq']}，总线到 {state.last if state else 0}）",
+            f"the bus has lost facts that the ledger holds: it ends at {state.last if state else 0}, the ledger at {source['seq']}",
+        ),
+        Said("先运行 paidan bus restore", "run `paidan bus restore` first"),
+        "bus_lost",
+    )

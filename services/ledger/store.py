@@ -293,17 +293,11 @@ class Store:
         with _asking(60):
             return int(await self._events.count_documents(by, hint="source"))
 
-    async def leaves_at(self, indices: Collection[int]) -> dict[int, bytes]:
-        """The leaves with these indices, of those that there are."""
-        with _asking(60):
-            found = self._events.find({"_id": {"$in": list(indices)}}, {"b": 1})
-            return {document["_id"]: document["b"] async for document in found}
-
-    async def raw(self, digests: Collection[str]) -> dict[str, bytes]:
-        """The bytes of messages that no leaf holds, by their digest, of those that are kept."""
+    async def raws(self, digests: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of messages that are no events, by digest, of those that are kept."""
         with _asking(60):
             found = self._rejects.find({"_id": {"$in": list(digests)}})
-            return {document["_id"]: document["b"] async for document in found}
+            return {document["_id"]: bytes(document["b"]) async for document in found}
 
     async def rare(self, *, since: int = 0, below: int | None = None) -> list[tuple[str, int, bytes | None]]:
         """Kind and number of all leaves that are no events in a range of indices; of gaps and resets each one, with its bytes."""

@@ -31,13 +31,20 @@ async def kinds(bench: Bench, many: int) -> list[str]:
     return [orjson.loads(leaf)["kind"] for leaf in await bench.leaves(many)]
 
 
-async def again(bench: Bench, upto: int | None = None, *, dry_run: bool = False, broken_off: int | None = None) -> Any:
+async def again(
+    bench: Bench,
+    upto: int | None = None,
+    *,
+    replace: bool = False,
+    dry_run: bool = False,
+    broken_off: int | None = None,
+) -> Any:
     def progress(done: int, of: int) -> None:
         assert 0 < done <= of
         if broken_off is not None and done >= broken_off:
             raise KeyboardInterrupt
 
-    return await restore(bench.admin, bench.store, upto, dry_run=dry_run, progress=progress)
+    return await restore(bench.admin, bench.store, upto, replace=replace, dry_run=dry_run, progress=progress)
 
 
 async def filled(bench: Bench) -> list[tuple[int, str, bytes]]:
@@ -112,13 +119,36 @@ async def test_nobody_writes_or_hears_while_it_is_filled(bench: Bench) -> None:
 
 
 async def test_a_stream_with_other_facts_is_refused(bench: Bench) -> None:
-    await filled(bench)
+    before = await filled(bench)
     await bench.admin.remove_stream(STREAM)
     await streams.apply(bench.admin)
     await bench.publish(message(submitted(500)))
-    with pytest.raises(SetupError, match="1 other facts"):
+    with pytest.raises(SetupError, match="holds 1 messages.*--replace"):
         await again(bench)
     assert len(await held(bench)) == 1
+    await again(bench, replace=True)
+    assert await held(bench) == before
+
+
+async def test_one_that_lost_its_tail_is_made_whole(bench: Bench) -> None:
+    before = await filled(bench)
+    config = await bench.admin.stream_config(STREAM)
+    assert config
+    await bench.admin.apply_stream({**config, "discard": "old", "max_msgs": 4}, new=False)
+    assert [number for number, _, _ in await held(bench)] == [number for number, _, _ in before[-4:]]
+    with pytest.raises(SetupError, match="from 1 on not"):
+        await again(bench)  # it lost its beginning: what is left is behind
+    await bench.admin.remove_stream(STREAM)
+    with pytest.raises(KeyboardInterrupt):
+        await again(bench, broken_off=1)
+    config = await bench.admin.stream_config(STREAM)
+    assert config
+    del config["metadata"]["paidan.restoring"]
+    await bench.admin.apply_stream(config, new=False)  # as one that was whole, of the same name
+    with pytest.raises(SetupError, match="it ends at 1001"):
+        await require_history(bench.admin, bench.store)
+    assert (await again(bench))["restored"] == before[-1][0]
+    assert await held(bench) == before
 
 
 async def test_one_that_was_filled_with_something_else_is_refused(bench: Bench) -> None:
@@ -127,7 +157,7 @@ async def test_one_that_was_filled_with_something_else_is_refused(bench: Bench) 
     with pytest.raises(KeyboardInterrupt):
         await again(bench, broken_off=1)
     await bench.admin.commit([Message("restore." + NONSENSE[0], b"not the ledger's")])
-    with pytest.raises(SetupError, match="message 1002 is not"):
+    with pytest.raises(SetupError, match="from 1002 on not"):
         await again(bench)
 
 

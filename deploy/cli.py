@@ -220,7 +220,7 @@ def bus_restore(
     json_output: Json = False,
 ) -> None:
     """
-    总线丢失后由账本重建，可中断后再来 / fill a lost bus again from the ledger; may be broken off.
+    由账本恢复丢失的总线，可续作 / fill a lost bus from the ledger; resumable.
 
     先停止各服务（paidan up）。EVENTS 按原序号逐条恢复；SEALED、KEYS、CONTACTS 不在账本中，须由备份恢复。
     Stop the services first. EVENTS comes back number for number; SEALED, KEYS and CONTACTS are not in the ledger: they need a backup.

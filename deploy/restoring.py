@@ -148,7 +148,7 @@ async def numbered(store: Store, sources: Sequence[Source], behind: int = 0) -> 
         while at < source.until:
             found = [orjson.loads(leaf) for leaf in await store.of_source(source.epoch, at, source.until, PORTION)]
             firsts = dict(await store.at([leaf["first"] for leaf in found if leaf["kind"] == leaves.DUP]))
-            raw = await store.raws([leaf["digest"] for leaf in found if "digest" in leaf])
+            raw = await store.set_aside([leaf["digest"] for leaf in found if "digest" in leaf])
             portion = [one for leaf in found for one in _numbered(leaf, firsts, raw, source.until)]
             if not portion or [one.sequence for one in portion] != list(range(at + 1, at + 1 + len(portion))):
                 raise _hole(at + 1)

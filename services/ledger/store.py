@@ -293,7 +293,7 @@ class Store:
         with _asking(60):
             return int(await self._events.count_documents(by, hint="source"))
 
-    async def raws(self, digests: Iterable[str]) -> dict[str, bytes]:
+    async def set_aside(self, digests: Iterable[str]) -> dict[str, bytes]:
         """The bytes of messages that are no events, by digest, of those that are kept."""
         with _asking(60):
             found = self._rejects.find({"_id": {"$in": list(digests)}})

@@ -92,7 +92,7 @@ async def proof(store: Store, signer: Signer, index: int, size: int | None = Non
 
 
 def in_numbers(signer: Signer) -> dict[str, Any]:
-    """How far the log is signed, and what keeps it from being signed further."""
+    """How far the log is signed as far as this instance knows, and what keeps it from being signed further."""
     keyed = bool(signer.keys.file)
     refused = {"code": signer.refusal.code, "why": str(signer.refusal)} if signer.refusal else None
     return {"size": signer.size, "signs": keyed and refused is None, "refused": refused}
@@ -116,7 +116,7 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
                 "vkeys": vkeys,
                 "checkpoint": newest and {"size": newest.size, "at": newest.at.isoformat()},
                 "policy": "".join([*(f"log {vkey}\n" for vkey in vkeys), "quorum none\n"]),
-                **{name: value for name, value in in_numbers(signer).items() if name != "size"},
+                **in_numbers(signer),
             }
         )
 

@@ -9,11 +9,12 @@ import pytest
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
+from services.ledger import leaves
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import ForeignLogError
 from services.ledger.store import Selection, Store
 from shared import streams
-from shared.bus import Bus, Message
+from shared.bus import Bus, Delivery, Message
 from shared.errors import UnavailableError
 from tests.ledger.conftest import ORIGIN, Bench
 from tests.ledger.examples import QINGSHAN, WUCHANG, life, message, request_id, submitted
@@ -111,14 +112,17 @@ async def test_a_stream_that_lost_its_tail_goes_on_where_both_agree(bench: Bench
     assert [orjson.loads(leaf)["src"]["seq"] for leaf in leaves[37:]] == list(range(19, 19 + 9 * regrown))
 
 
-async def test_two_writers_at_once_write_one_dense_log(bench: Bench) -> None:
+async def test_two_writers_at_once_write_one_dense_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaves, "HEADS_EVERY", 100)
     second = await bench.another_store()
     bench.ingest()
     bench.ingest(store=second)
     messages = many(200)
     for n in range(0, len(messages), 50):
         await bench.publish(*messages[n : n + 50])
-    together = await bench.leaves(len(messages))
+    total = len(messages) + 18
+    together = await bench.leaves(total)
+    assert [index for index, kind in enumerate(kinds(together)) if kind == "heads"] == [*range(100, total, 100)]
     await bench.stop()
     second.close()
     database = f"{bench.database}_alone"
@@ -127,7 +131,7 @@ async def test_two_writers_at_once_write_one_dense_log(bench: Bench) -> None:
     try:
         bench.ingest(store=alone)
         async with asyncio.timeout(20):
-            while await alone.size() < len(messages):
+            while await alone.size() < total:
                 await asyncio.sleep(0.01)
         assert [leaf for _, leaf in await alone.read(Selection(), 0, 2**53, 10_000)] == together
     finally:
@@ -144,9 +148,10 @@ async def test_a_store_with_another_log_is_left_alone(bench: Bench) -> None:
         await other.run(asyncio.Event())
 
 
-async def test_killing_mongod_again_and_again_leaves_a_dense_log(
-    fresh_nats: NatsServer, fresh_mongo: MongoServer, identities: Identities
+async def test_killing_mongod_again_and_again_leaves_the_log_that_the_stream_gives(
+    fresh_nats: NatsServer, fresh_mongo: MongoServer, identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(leaves, "HEADS_EVERY", 500)
     admin = await Bus.connect(fresh_nats.url, name="admin", seed=identities.seed("admin"))
     bus = await Bus.connect(fresh_nats.url, name="ledger", seed=identities.seed("ledger"))
     await streams.apply(admin)
@@ -167,19 +172,38 @@ async def test_killing_mongod_again_and_again_leaves_a_dense_log(
         await asyncio.to_thread(fresh_mongo.kill)
         await asyncio.to_thread(fresh_mongo.start)
     await publishing
+    total = len(messages) + 10
     async with asyncio.timeout(60):
-        while writer.prefix is None or writer.prefix.sequence < len(messages) or await store.size() < len(messages):
+        while await store.size() < total:
             await asyncio.sleep(0.05)
     stop.set()
     await running
     found = await store.read(Selection(), 0, 2**53, 10_000)
-    assert [index for index, _ in found] == list(range(len(messages)))
-    assert [orjson.loads(leaf)["src"]["seq"] for _, leaf in found] == list(range(1, len(messages) + 1))
-    assert {orjson.loads(leaf)["kind"] for _, leaf in found} == {"event"}
+    assert [index for index, _ in found] == list(range(total))
+    written = [orjson.loads(leaf) for _, leaf in found]
+    assert {leaf["index"] for leaf in written if leaf["kind"] != "event"} == {*range(500, total, 500)}
+    assert [leaf["src"]["seq"] for leaf in written if leaf["kind"] == "event"] == list(range(1, len(messages) + 1))
+    made = leaves.extend(
+        leaves.Prefix(ORIGIN, (await bus.state()).created),
+        [leaves.read(delivery) for delivery in await everything(bus)],
+        {},
+    )
+    assert [leaf.data for leaf in made] == [leaf for _, leaf in found]
     assert await store.ordinal(request=request_id(599)) == 9
     store.close()
     await bus.drain()
     await admin.drain()
+
+
+async def everything(bus: Bus) -> list[Delivery]:
+    """What the stream holds."""
+    reader, last = bus.reader(["evt.>"], after=0), (await bus.state()).last
+    found: list[Delivery] = []
+    async with asyncio.timeout(20):
+        while len(found) < last:
+            found += await reader.wait(1)
+    await reader.close()
+    return found
 
 
 async def make_deletable(bench: Bench) -> None:

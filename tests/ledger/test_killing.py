@@ -3,12 +3,16 @@
 import asyncio
 import os
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 import httpx2
 import orjson
 
 from deploy.stack import Stack
+from services.ledger import tree
+from services.ledger.checkpoints import BUCKET
+from services.ledger.notes import Checkpoint, Note
 from shared.bus import Bus, Message
 from tests.ledger.examples import WUCHANG, life, message, request_id
 
@@ -37,8 +41,17 @@ async def test_kill_9_and_sigterm_in_the_middle_lose_and_double_nothing(tmp_path
                     await asyncio.sleep(0.05)
             found = (await http.get("/v1/ledger")).json()
             assert (found["leaves"], found["facts"], found["complete"]) == (REQUESTS * 9, REQUESTS * 9, True)
+            async with asyncio.timeout(10):
+                while (await http.get("/v1/log")).json()["size"] < REQUESTS * 9:
+                    await asyncio.sleep(0.05)
+            checkpoint = Checkpoint.parse(Note.parse((await http.get("/checkpoint")).text).body)
+            held = await admin.last(f"$KV.CHECKPOINTS.{sha256(checkpoint.origin.encode()).hexdigest()}", stream=BUCKET)
+            assert held is not None
+            assert Checkpoint.parse(Note.parse(held.data.decode()).body) == checkpoint
             _, *lines, end = (await http.get("/v1/events")).content.splitlines()
             leaves = [orjson.loads(line)["leaf"] for line in lines]
+            stored = [line[line.index(b":", 5) + 1 : -1] for line in lines]
+            assert tree.root_of(map(tree.leaf_hash, stored)) == checkpoint.root
             assert [leaf["src"]["seq"] for leaf in leaves] == list(range(1, REQUESTS * 9 + 1))
             assert [leaf["scopes"] for leaf in leaves] == [[{"d": WUCHANG, "n": n + 1}] for n in range(REQUESTS * 9)]
             assert orjson.loads(end)["count"] == REQUESTS * 9

@@ -1,6 +1,7 @@
 """`paidan ledger replay`: what happened, step by step in the terminal, live if wanted; or a replay in a file that can be resumed."""
 
 import os
+import re
 import sys
 import time
 from collections import OrderedDict
@@ -111,6 +112,9 @@ SAID: Sequence[tuple[str, str]] = (
     ),
 )
 """What a step shows of a fact's data, where it has it."""
+
+
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T")
 
 
 class Source(Protocol):
@@ -395,7 +399,7 @@ def _plain(value: Any) -> str:
         return "、".join(map(_plain, value))
     if isinstance(value, bool):
         return "是" if value else "否"
-    return str(value)
+    return _local(value) if _MOMENT.match(str(value)) else str(value)
 
 
 def _pause() -> bool:

@@ -43,6 +43,9 @@ WORDS: Mapping[str, str] = {
     "task.unplaced": "无人可派",
     "task.arrived": "到场",
     "task.done": "办结",
+    "task.parked": "挂账",
+    "task.resumed": "恢复计时",
+    "task.extended": "延期",
     "task.closed": "结案",
     "task.handed_over": "移交",
     "match.explained": "匹配说明",
@@ -83,8 +86,13 @@ WORDS: Mapping[str, str] = {
     "register.policy_set": "台账:规则",
     "register.office_set": "台账:接入",
     "register.precedent_set": "台账:先例",
+    "register.formula_set": "台账:考核公式",
     "register.applied": "台账导入完成",
     "ledger.acted": "管理操作",
+    "ledger.key_rotated": "账本换签名密钥",
+    "figure.appealed": "考核申诉",
+    "figure.ruled": "申诉裁定",
+    "building.scored": "楼栋互评",
 }
 STATES: Mapping[str, str] = {
     "submitted": "待受理",

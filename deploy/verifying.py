@@ -25,7 +25,7 @@ NAMES = {
     "order": "次序与流序号 / order and the stream's numbers",
     "ordinals": "各区与各诉求计数 / ordinals of districts and cases",
     "indexes": "索引字段 / indexed fields",
-    "heads": "heads / heads",
+    "heads": "各区计数之根 / heads",
     "form": "规范形式 / canonical form",
     "tiles": "瓦片 / tiles",
     "checkpoints": "检查点 / checkpoints",
@@ -122,7 +122,7 @@ def said(report: "Report") -> list[str]:
         size, names = report.witnessed
         lines.append(f"会签 / witnessed    {size}  {' '.join(names) or '–'}")
     lines += [f"  ✓ {NAMES[name]}" for name in dict.fromkeys(report.checked)]
-    lines += [f"  – {NAMES[name]}：未核对 / not looked at ({why})" for name, why in report.unchecked.items()]
+    lines += [f"  – {NAMES[name]}：未核对 / not looked at（{why}）" for name, why in report.unchecked.items()]
     for finding in report.findings.listed[:SHOWN_MAX]:
         where = "" if finding.index is None else f" #{finding.index}"
         lines += [f"✗ {finding.code}{where}  {finding.zh}", f"    {finding.en}"]
@@ -204,7 +204,7 @@ async def _online(
             if bus:
                 await auditing.audit_stream(bus, store, audit, report)
             else:
-                report.unchecked["stream"] = "only of a running stack (--data)"
+                report.unchecked["stream"] = "只在运行中的系统上核对 / of a running stack alone (--data)"
         except StoreUnavailableError as why:
             raise SetupError(
                 Said(f"数据库不可用：{why}", f"the database cannot be read ({why})"),
@@ -216,7 +216,9 @@ async def _online(
                 Said("只核对数据库请用 --mongodb", "audit the database alone with --mongodb"),
             ) from None
     if own:
-        report.unchecked["signatures"] = "the key is the one this very ledger names: give yours with --vkey"
+        report.unchecked["signatures"] = (
+            "公钥取自这个账本自己，请用 --vkey 给出您的 / the key is what this very ledger names: give yours with --vkey"
+        )
         report.checked.remove("signatures")
     return report
 

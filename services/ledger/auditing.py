@@ -31,6 +31,8 @@ from shared.facts import CATALOGUE
 BATCH = 4096
 """Leaves at a time: a multiple of a tile."""
 CASES_BATCH = 500
+NO_KEY = "没有给出公钥 / no key of the log was given (--vkey, --policy)"
+NO_POLICY = "没有给出 --policy / no --policy was given"
 SAMPLES = 50
 """Messages of the stream that are compared with their leaves, evenly spread."""
 MOVING = tuple(f"cn.paidan.{fact.name}." for fact in CATALOGUE if fact in cases.MOVING)
@@ -215,7 +217,7 @@ async def audit_store(
     report.scopes = {district: n for district, (n, _) in sorted(audit.scopes.items())}
     report.checked += ["leaves", "order", "ordinals", "indexes", "heads", "tiles", *(["form"] if form else [])]
     if newest is None:
-        report.unchecked["checkpoints"] = "none was signed"
+        report.unchecked["checkpoints"] = "尚未签过 / none was signed"
     else:
         report.checked.append("checkpoints")
     await _signatures(store, trust, report, newest is not None)
@@ -248,11 +250,11 @@ async def _stretch(store: Store, since: int, below: int) -> Stretch:
 
 async def _signatures(store: Store, trust: Policy, report: Report, signed: bool) -> None:
     if not trust.logs:
-        report.unchecked["signatures"] = "no key of the log was given (--vkey or --policy)"
+        report.unchecked["signatures"] = NO_KEY
     elif signed:
         report.checked.append("signatures")
     if not trust.witnesses:
-        report.unchecked["witnesses"] = "no policy was given (--policy)"
+        report.unchecked["witnesses"] = NO_POLICY
         return
     best: tuple[int, list[str]] | None = None
     async for size, note, lines in store.cosigned():

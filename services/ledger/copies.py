@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from services.ledger import heads
-from services.ledger.auditing import Anchor, Report, believed, cosigned, entries
+from services.ledger.auditing import NO_KEY, NO_POLICY, Anchor, Report, believed, cosigned, entries
 from services.ledger.leaves import EVENT, VERSION
 from services.ledger.notes import Checkpoint, Note, NoteError, Policy
 from services.ledger.replay import VERSION as REPLAY
@@ -85,7 +85,7 @@ def audit_replay(
         trailer = part.feed(lines, say)
         part.end(trailer)
         if anchors:
-            report.unchecked["others' checkpoints"] = "a part of a log has no root of its own"
+            report.unchecked["others' checkpoints"] = "部分重放没有自己的根 / a part of a log has no root of its own"
     if trailer is None:
         report.findings.say("cut_short", None, "end", None, report.leaves)
     elif trailer.get("count") != report.leaves:
@@ -117,7 +117,7 @@ def audit_folder(
     if not (folder / "tile" / "entries").is_dir():
         _leaf_hashes(folder, report, trust)
         report.leaves, report.root = size, named.root
-        report.unchecked["leaves"] = "the folder has no tile/entries"
+        report.unchecked["leaves"] = "目录中没有 tile/entries / the folder has none"
         return report
     for since in range(0, size, TILE_WIDTH):
         width = min(TILE_WIDTH, size - since)
@@ -178,7 +178,9 @@ class Part:
                 continue
             self._heads[district] = path
         if root is None:
-            report.unchecked["completeness"] = "the header carries no checkpoint that is signed by a trusted key"
+            report.unchecked["completeness"] = (
+                "首行没有可信的检查点 / the header carries no checkpoint that can be believed"
+            )
         elif self._heads and self._dense:
             report.checked.append("completeness")
 
@@ -302,12 +304,12 @@ class Part:
         if self._proof is not None:
             self._report.checked.append("inclusion")
         else:
-            self._report.unchecked["inclusion"] = "ask for the replay with proof=tiles"
+            self._report.unchecked["inclusion"] = "请用 proof=tiles 下载 / ask for proof=tiles"
         self._report.checked += ["order", "ordinals"]
         if trailer is None or trailer.get("next") is not None or "to" in self._filter or not self._dense:
             if "completeness" in self._report.checked:
                 self._report.checked.remove("completeness")
-                self._report.unchecked["completeness"] = "the replay does not go to the end of the log"
+                self._report.unchecked["completeness"] = "重放未到末尾 / the replay does not go to the end"
             return
         if EVENT not in self._filter.get("kinds", (EVENT,)):
             return
@@ -359,7 +361,7 @@ def _checkpoint(header: Mapping[str, Any], report: Report, trust: Policy) -> Che
     """The checkpoint in a replay's header, of the size that it is pinned to."""
     text = header.get("checkpoint")
     if text is None:
-        report.unchecked["checkpoint"] = "the header carries none"
+        report.unchecked["checkpoint"] = "首行没有 / the header carries none"
         return None
     checkpoint = _believed(text, report, trust)
     if checkpoint is not None and checkpoint.size != header["size"]:
@@ -373,7 +375,7 @@ def _believed(text: str, report: Report, trust: Policy) -> Checkpoint | None:
     if trust.logs:
         report.checked.append("signatures")
     else:
-        report.unchecked["signatures"] = "no key of the log was given (--vkey or --policy)"
+        report.unchecked["signatures"] = NO_KEY
     if trust.witnesses and checkpoint is not None:
         lines = [signature.line for signature in Note.parse(text).signatures]
         names = cosigned(checkpoint.size, text, lines, trust, report.findings)
@@ -382,7 +384,7 @@ def _believed(text: str, report: Report, trust: Policy) -> Checkpoint | None:
         if not trust.satisfied(names):
             report.findings.say("unwitnessed", checkpoint.size, str(trust.quorum))
     elif not trust.witnesses:
-        report.unchecked["witnesses"] = "no policy was given (--policy)"
+        report.unchecked["witnesses"] = NO_POLICY
     return checkpoint
 
 
@@ -406,7 +408,7 @@ def _leaf_hashes(folder: Path, report: Report, trust: Policy) -> list[bytes] | N
     text = _text(folder / "checkpoint")
     checkpoint = report.checkpoint or believed(text, report.log, trust, report.findings)
     if checkpoint is None:
-        report.unchecked["tiles"] = "there is no checkpoint to hold them against"
+        report.unchecked["tiles"] = "没有可比对的检查点 / there is no checkpoint to hold them against"
         return None
     hashes: list[bytes] = []
     grown = Tiles()

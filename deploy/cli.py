@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
+from enum import StrEnum
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -566,16 +567,41 @@ def ledger_enclave(
             print(f"{proved} 片叶子均在检查点之下 / leaves proved under the checkpoint")
 
 
+class Part(StrEnum):
+    """What can be made again from the leaves."""
+
+    PROJECTIONS = "projections"
+    TILES = "tiles"
+    INDEXES = "indexes"
+
+
 @ledger_app.command(name="rebuild")
-def ledger_rebuild(why: Why = "", data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
-    """从叶子重算全部投影 / fold every projection again from the leaves."""
+def ledger_rebuild(
+    only: Annotated[Part | None, typer.Option(help="只重建其一 / one of them only")] = None,
+    why: Why = "",
+    data: Data = DEFAULT_DATA,
+    json_output: Json = False,
+) -> None:
+    """从叶子重建投影、瓦片与索引 / projections, tiles and indexes, from the leaves."""
     from deploy.running import Running
 
     stack = Running.find(data)
-    command = [sys.executable, "-m", "services.ledger", "rebuild", *(["--json"] if json_output else [])]
-    environment = {**os.environ, "MONGODB_URI": stack.mongodb_uri}
-    stack.acted("ledger_rebuilt", "proj_cases", why)
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    said: dict[str, Any] = {}
+    for part in [only] if only else Part:
+        stack.acted("ledger_rebuilt", "proj_cases" if part is Part.PROJECTIONS else part.value, why)
+        uri = stack.mongodb_uri if part is Part.PROJECTIONS else stack.repair_uri
+        done = subprocess.run(
+            [sys.executable, "-m", "services.ledger", "rebuild", "--only", part.value, *(["--json"] * json_output)],
+            env={**os.environ, "MONGODB_URI": uri},
+            stdout=subprocess.PIPE if json_output else None,
+            check=False,
+        )
+        if done.returncode:
+            raise typer.Exit(done.returncode)
+        if json_output:
+            said |= json.loads(done.stdout)
+    if json_output:
+        print_json(said)
 
 
 @ledger_app.command(name="redecide")

@@ -44,7 +44,7 @@ SERVICE_SECRETS: Mapping[str, tuple[str, ...]] = {
     "notify": ("reply_secret",),
     "ledger": ("ledger_cursor_secret", "ledger_signing_key"),
 }
-MONGO_USERS = ("admin", "ledger", "auditor")
+MONGO_USERS = ("admin", "ledger", "auditor", "repair")
 
 TOKEN_ISSUER = "paidan"
 TOKEN_AUDIENCE = "paidan"
@@ -346,6 +346,15 @@ MONGO_RIGHTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("events", "rejects", "tiles", "checkpoints", "cosigs"), _GROWS),
     **dict.fromkeys(("proj_cases", "proj_cases_rebuilt"), _FOLDED),
     "proj_state": ("find", "insert", "update"),
+}
+
+_INDEXED = ("find", "listIndexes", "createIndex", "dropIndex", "validate")
+# What `paidan ledger rebuild` needs beyond that: tiles that were spoiled, indexes that are wrong. No leaf is in its reach.
+MONGO_REPAIR_RIGHTS: Mapping[str, tuple[str, ...]] = {
+    "events": _INDEXED,
+    "proj_cases": _INDEXED,
+    "checkpoints": ("find",),
+    "tiles": ("find", "insert", "update"),
 }
 
 

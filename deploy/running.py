@@ -113,6 +113,12 @@ class Running:
         keys: list[str] = self._call("GET", "ledger", "/v1/log", roles=["auditor"]).json()["vkeys"]
         return keys
 
+    @property
+    def repair_uri(self) -> str:
+        """MongoDB for repairs: user `repair`; your own by `MONGODB_REPAIR_URI`, else as its ledger reaches it. Raises SetupError."""
+        mongo = self._mongo()
+        return mongo.repair_uri if mongo is not None else os.environ.get("MONGODB_REPAIR_URI") or self.mongodb_uri
+
     def acted(self, act: str, of: str, why: str, *, district: str = "*") -> None:
         """
         Record in the ledger what is about to be done and is no fact by itself; what cannot be recorded should not be done.

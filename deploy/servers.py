@@ -33,13 +33,15 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from deploy import leash
 from deploy.certificates import Certificates
 from deploy.errors import Said, SetupError
-from deploy.identities import MONGO_RIGHTS, Identities, nats_config
+from deploy.identities import MONGO_REPAIR_RIGHTS, MONGO_RIGHTS, Identities, nats_config
 
 HOST = "127.0.0.1"
 FREE_SPACE_MIN_BYTES = 500 * 1024 * 1024
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
 DATABASE = "paidan"
+ROLES = {"ledger": MONGO_RIGHTS, "repair": MONGO_REPAIR_RIGHTS}
+"""What MongoDB's users of these names may, by collection."""
 REPLICA_SET = "rs0"
 _EXISTS = frozenset({51002, 51003})
 """What mongod says of a role and of a user that is there already."""
@@ -353,8 +355,8 @@ class MongoServer(_Server):
     """
     mongod with authentication, as a replica set of one: the first start initiates it and makes the users.
 
-    Users, their passwords in `identities`: `admin` (root), `ledger` (`MONGO_RIGHTS` in database `paidan`) and `auditor`
-    (reads that database). Every start brings them to that, in a folder of before as well.
+    Users, their passwords in `identities`: `admin` (root), `ledger` (`MONGO_RIGHTS` in database `paidan`), `repair`
+    (`MONGO_REPAIR_RIGHTS` there) and `auditor` (reads that database). Every start brings them to that, in a folder of before as well.
 
     Args:
         data: its folder. A folder used before is used again, on another port too.
@@ -390,15 +392,21 @@ class MongoServer(_Server):
         return self._uri("auditor", DATABASE)
 
     @property
+    def repair_uri(self) -> str:
+        """For `paidan ledger rebuild`: user `repair`, database `paidan`."""
+        return self._uri("repair", DATABASE)
+
+    @property
     def admin_uri(self) -> str:
         """For tests and repairs: user `admin`, every database."""
         return self._uri("admin", "admin")
 
     def permit(self, database: str) -> None:
-        """Give user `ledger` in one more database what it may in `paidan`."""
+        """Give users `ledger` and `repair` in one more database what they may in `paidan`."""
         with self._client("admin") as client:
-            self._make_role(client, database)
-            client[DATABASE].command("grantRolesToUser", "ledger", roles=[_role(database)])
+            self._make_roles(client, database)
+            for name in ROLES:
+                client[DATABASE].command("grantRolesToUser", name, roles=[{"role": name, "db": database}])
 
     def start(self) -> Self:
         """As for every server, and then until it is the primary of its replica set and has its users."""
@@ -479,17 +487,18 @@ class MongoServer(_Server):
             with suppress(OperationFailure):  # refused where a user exists already
                 client.admin.command("createUser", "admin", pwd=self.identities.mongo_password("admin"), roles=["root"])
         with self._client("admin") as client:
-            self._make_role(client, DATABASE)
-            for user, role in (("ledger", _role(DATABASE)), ("auditor", {"role": "read", "db": DATABASE})):
-                is_to_be = {"pwd": self.identities.mongo_password(user), "roles": [role]}
+            self._make_roles(client, DATABASE)
+            for user, role in (*((name, name) for name in ROLES), ("auditor", "read")):
+                is_to_be = {"pwd": self.identities.mongo_password(user), "roles": [{"role": role, "db": DATABASE}]}
                 _create_or_update(client[DATABASE], "User", user, is_to_be)
 
-    def _make_role(self, client: "pymongo.MongoClient[dict[str, Any]]", database: str) -> None:
-        privileges = [
-            {"resource": {"db": database, "collection": collection}, "actions": list(actions)}
-            for collection, actions in MONGO_RIGHTS.items()
-        ]
-        _create_or_update(client[database], "Role", "ledger", {"privileges": privileges, "roles": []})
+    def _make_roles(self, client: "pymongo.MongoClient[dict[str, Any]]", database: str) -> None:
+        for name, rights in ROLES.items():
+            privileges = [
+                {"resource": {"db": database, "collection": collection}, "actions": list(actions)}
+                for collection, actions in rights.items()
+            ]
+            _create_or_update(client[database], "Role", name, {"privileges": privileges, "roles": []})
 
     def _move_member(self, member: dict[str, Any]) -> None:
         with self._client("admin") as client:
@@ -506,10 +515,6 @@ class MongoServer(_Server):
 
         if not _within(READY_WITHIN_S, primary):
             raise ConnectionFailure(f"no primary within {READY_WITHIN_S:.0f} s")
-
-
-def _role(database: str) -> dict[str, str]:
-    return {"role": "ledger", "db": database}
 
 
 def _create_or_update(database: Any, what: str, name: str, is_to_be: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from services.ledger.checkpoints import Keys, Signer
 from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import ForeignLogError, Leaf
+from services.ledger.mending import UnsoundError, mend_tiles
 from services.ledger.projecting import Projector, RebuildLostError, rebuild
 from services.ledger.registering import Registry
 from services.ledger.replay import Cursors
@@ -130,8 +131,12 @@ def unexpected(config: Mapping[str, object]) -> list[str]:
     ]
 
 
-async def rebuild_cases(settings: LedgerSettings, *, as_json: bool) -> None:
-    """Make `proj_cases` again from the log and print how many cases there are."""
+USAGE = "usage: python -m services.ledger [rebuild [--only projections|tiles|indexes] [--json]]\n"
+PARTS = ("projections", "tiles", "indexes")
+
+
+async def rebuild_part(settings: LedgerSettings, part: str, *, as_json: bool) -> None:
+    """Make `projections`, `tiles` or `indexes` again from the log, and print what came of it."""
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
 
     def progress(done: int, of: int) -> None:
@@ -140,29 +145,41 @@ async def rebuild_cases(settings: LedgerSettings, *, as_json: bool) -> None:
             sys.stdout.flush()
 
     try:
-        await store.prepare()
-        count = await rebuild(store, progress)
-        leaves = await store.size()
+        if part == "tiles":
+            leaves, tiles, replaced = await mend_tiles(store, progress)
+            document: dict[str, Any] = {"leaves": leaves, "tiles": tiles, "replaced": replaced}
+            restart = ",请重启账本 / start the ledger again" if replaced else ""
+            said = f"核对 {tiles} 块,替换 {len(replaced)} / {tiles} tiles, {len(replaced)} replaced {' '.join(replaced)}{restart}"
+        elif part == "indexes":
+            made = await store.mend_indexes()
+            document = {"indexes": made}
+            said = f"重建 {len(made)} 个索引 / {len(made)} indexes made again {' '.join(made)}"
+        else:
+            await store.prepare()
+            count = await rebuild(store, progress)
+            document = {"cases": count, "leaves": await store.size()}
+            said = f"重建 {count} 件诉求 / {count} cases rebuilt from {document['leaves']} leaves"
     finally:
         store.close()
-    if as_json:
-        sys.stdout.write(json.dumps({"cases": count, "leaves": leaves}) + "\n")
-    else:
-        sys.stdout.write(f"\n重建完成:{count} 件诉求 / rebuilt {count} cases from {leaves} leaves\n")
+    sys.stdout.write(json.dumps(document) + "\n" if as_json else f"\r{said}\n")
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when stopped or rebuilt, 1 where something stood in the way, 2 for an unknown argument."""
     settings = LedgerSettings()
     if arguments[:1] == ["rebuild"]:
+        part = arguments[arguments.index("--only") + 1] if "--only" in arguments[:-1] else PARTS[0]
+        if part not in PARTS:
+            sys.stderr.write(USAGE)
+            return 2
         try:
-            uvloop.run(rebuild_cases(settings, as_json="--json" in arguments))
-        except (UnavailableError, RebuildLostError) as why:
+            uvloop.run(rebuild_part(settings, part, as_json="--json" in arguments))
+        except (UnavailableError, RebuildLostError, UnsoundError) as why:
             sys.stderr.write(f"{why}\n")
             return 1
         return 0
     if arguments:
-        sys.stderr.write("usage: python -m services.ledger [rebuild [--json]]\n")
+        sys.stderr.write(USAGE)
         return 2
     collect_seldom()
     configure("ledger", settings.instance, format=settings.log_format, level=settings.log_level)

@@ -166,6 +166,29 @@ class Store:
             await self._events.create_indexes(list(EVENT_INDEXES))
             await self._cases.create_indexes(list(CASE_INDEXES))
 
+    async def mend_indexes(self) -> list[str]:
+        """
+        Make again every index that is missing, is not as declared, or that mongod finds wrong; `collection.name` of each.
+
+        Until a unique one is there again it holds nothing back, and afterwards it cannot be made where something was doubled.
+        """
+        made: list[str] = []
+        for collection, declared in ((self._events, EVENT_INDEXES), (self._cases, CASE_INDEXES)):
+            with _asking(600):
+                there = await collection.index_information()
+                found = await self._database.command("validate", collection.name) if there else {"indexDetails": {}}
+                for index in declared:
+                    wanted = dict(index.document)
+                    name = wanted["name"]
+                    valid = found["indexDetails"].get(name, {}).get("valid", False)
+                    if name in there:
+                        if valid and _same_index(there[name], wanted):
+                            continue
+                        await collection.drop_index(name)
+                    await collection.create_indexes([index])
+                    made.append(f"{collection.name}.{name}")
+        return made
+
     async def ping(self) -> None:
         """Raises StoreUnavailableError where no primary answers within 2 s."""
         with _asking(2):
@@ -398,6 +421,15 @@ class Store:
             found = self._tiles.find({"_id": {"$in": [document["_id"] for document in documents]}})
             there = {document["_id"]: bytes(document["h"]) async for document in found}
         return [tile for tile, hashes in tiles.items() if there[_tile_id(tile.level, tile.number)] != hashes]
+
+    async def replace_tiles(self, tiles: Mapping[Tile, bytes]) -> None:
+        """Full tiles in the place of what is there; for an identity that may."""
+        writes = [
+            ReplaceOne({"_id": id}, {"_id": id, "h": hashes}, upsert=True)
+            for id, hashes in ((_tile_id(tile.level, tile.number), hashes) for tile, hashes in tiles.items())
+        ]
+        with _asking(60):
+            await self._tiles.bulk_write(writes, ordered=True)
 
     async def checkpoint(self, size: int | None = None) -> Signed | None:
         """The checkpoint of this size; without one the newest."""
@@ -645,6 +677,11 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
     elif selection.kinds is not None and "event" not in selection.kinds:
         query["k"] = {"$in": list(selection.kinds)}  # a district or a request is of events only: nothing
     return query
+
+
+def _same_index(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    same = all(there.get(what) == wanted.get(what) for what in ("unique", "partialFilterExpression"))
+    return same and list(there["key"]) == list(wanted["key"].items())
 
 
 async def _insert_new(collection: Any, documents: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -75,6 +75,25 @@ FORBIDDEN_TO_THE_LEDGER: dict[str, Doing] = {
 }
 
 
+FORBIDDEN_TO_REPAIRS: dict[str, Doing] = {
+    "updates_a_leaf": FORBIDDEN_TO_THE_LEDGER["updates_a_leaf"],
+    "adds_a_leaf": lambda d: d["events"].insert_one({"_id": 8}),
+    "deletes_a_leaf": FORBIDDEN_TO_THE_LEDGER["deletes_a_leaf"],
+    "drops_the_log": FORBIDDEN_TO_THE_LEDGER["drops_the_log"],
+    "drops_the_tiles": lambda d: d["tiles"].drop(),
+    "deletes_a_tile": lambda d: d["tiles"].delete_one({}),
+    "adds_a_checkpoint": lambda d: d["checkpoints"].insert_one({"_id": 9}),
+    "rewrites_a_checkpoint": FORBIDDEN_TO_THE_LEDGER["rewrites_a_checkpoint"],
+    "reads_what_was_rejected": lambda d: d["rejects"].find_one(),
+}
+
+
+@pytest.mark.parametrize("operation", FORBIDDEN_TO_REPAIRS)
+def test_it_is_refused_that_who_repairs(mongo_server: MongoServer, operation: str) -> None:
+    with pymongo.MongoClient[dict[str, Any]](mongo_server.repair_uri) as client:
+        assert _refused(client[DATABASE], FORBIDDEN_TO_REPAIRS[operation]) == UNAUTHORIZED
+
+
 @pytest.mark.parametrize("operation", FORBIDDEN_TO_THE_LEDGER)
 def test_it_is_refused_that_the_ledger(ledger: Data, operation: str) -> None:
     assert _refused(ledger, FORBIDDEN_TO_THE_LEDGER[operation]) == UNAUTHORIZED

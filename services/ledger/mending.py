@@ -1,0 +1,83 @@
+"""
+Tiles made again from the leaves. The ledger itself may only add tiles: one that was spoiled is replaced under another identity (`repair`),
+and only where the leaves are the ones that were signed, so that nothing can be mended into another history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from services.ledger import tree
+from services.ledger.notes import Checkpoint, Note
+from services.ledger.store import Selection, Store
+from services.ledger.tree import Tile, Tiles
+from shared.errors import PaidanError
+
+BATCH = 2048
+
+
+class UnsoundError(PaidanError):
+    """The leaves are not the ones that were signed: tiles of them would be of another log."""
+
+
+class Mended(NamedTuple):
+    """How many leaves and full tiles there are, and the paths of the tiles that were missing or wrong."""
+
+    leaves: int
+    tiles: int
+    replaced: list[str]
+
+
+async def mend_tiles(store: Store, progress: Callable[[int, int], None]) -> Mended:
+    """
+    Hold every full tile against the leaves, and put right what differs. A running ledger that began with a wrong one has to be
+    started again.
+
+    Args:
+        progress: called with leaves read and leaves to read: they are read twice, once to see that they are what was signed.
+    Raises:
+        UnsoundError: nothing was changed.
+        StoreUnavailableError.
+    """
+    size = await store.size()
+    await _be_signed(store, size, lambda done: progress(done, 2 * size))
+    tiles, replaced = 0, list[str]()
+    async for grown, full in _grow(store, size):
+        wrong = {
+            tile: hashes
+            for tile, hashes in full
+            if (await store.tiles(tile.level, [tile.number])).get(tile.number) != hashes
+        }
+        if wrong:
+            await store.replace_tiles(wrong)
+        tiles += len(full)
+        replaced += [tile.path for tile in wrong]
+        progress(size + grown.size, 2 * size)
+    return Mended(size, tiles, replaced)
+
+
+async def _be_signed(store: Store, size: int, progress: Callable[[int], None]) -> None:
+    """Raises UnsoundError where the leaves do not give the newest root that was signed; a log without a key has none."""
+    signed = await store.checkpoint()
+    if signed is None:
+        return
+    newest = Checkpoint.parse(Note.parse(signed.note).body)
+    if newest.size > size:
+        raise UnsoundError(f"the log has {size} leaves, and {newest.size} were signed")
+    async for grown, _ in _grow(store, newest.size):
+        progress(grown.size)
+        if grown.size == newest.size and grown.root() != newest.root:
+            raise UnsoundError(f"the leaves do not give the root that was signed at {newest.size}")
+
+
+async def _grow(store: Store, size: int) -> AsyncIterator[tuple[Tiles, list[tuple[Tile, bytes]]]]:
+    """The tree of so many leaves, batch by batch, with the tiles that each made full. Raises UnsoundError where one is missing."""
+    tiles = Tiles()
+    while tiles.size < size:
+        found = await store.read(Selection(), tiles.size, size, BATCH)
+        dense = range(tiles.size, tiles.size + len(found))
+        if not found or any(index != due for (index, _), due in zip(found, dense, strict=True)):
+            raise UnsoundError(f"leaves are missing behind {tiles.size}")
+        full = tiles.append([tree.leaf_hash(data) for _, data in found])
+        yield tiles, full

@@ -9,7 +9,8 @@ other filter it is known only that the server sent as many as it said. Who signe
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -70,13 +71,11 @@ class Received:
         Raises:
             IncompleteError: something is missing, or is not as it was said.
         """
+        if self._every:
+            self._whole(lines)
+            return
         for line in lines:
-            if self.trailer is not None:
-                raise IncompleteError("末行之后还有内容", "there is more behind the last line")
-            if self._every:
-                self._whole(line)
-            else:
-                self._part(line)
+            self._part(line)
 
     def end(self) -> None:
         """Nothing more comes. Raises IncompleteError where that is too early."""
@@ -103,16 +102,25 @@ class Received:
     def _rooted(self) -> bool:
         return self._edge is None or self._checkpoint is None or self._edge.root() == self._checkpoint.root
 
-    def _whole(self, line: bytes) -> None:
-        due = self.at + 1
-        prefix = b'{"s":%d,"leaf":' % due
-        if not line.startswith(prefix):
-            if self._ended(line):
-                return
-            raise IncompleteError(f"缺少第 {due} 条", f"leaf {due} is missing")
+    def _whole(self, lines: Iterable[bytes]) -> None:
+        due, hashes = self.at + 1, []
+        for line in lines:
+            prefix = b'{"s":%d,"leaf":' % due
+            if line.startswith(prefix) and self.trailer is None:
+                hashes.append(sha256(b"\x00" + line[len(prefix) : -1]).digest())
+                due += 1
+                continue
+            self._hold(hashes)
+            hashes = []
+            if not self._ended(line):
+                raise IncompleteError(f"缺少第 {due} 条", f"leaf {due} is missing")
+        self._hold(hashes)
+
+    def _hold(self, hashes: Sequence[bytes]) -> None:
+        self.at += len(hashes)
+        self.lines += len(hashes)
         if self._edge is not None:
-            self._edge.append(tree.leaf_hash(line[len(prefix) : -1]))
-        self.at, self.lines = due, self.lines + 1
+            self._edge.extend(hashes)
 
     def _part(self, line: bytes) -> None:
         if line.startswith(b'{"h":') or self._ended(line):
@@ -150,6 +158,9 @@ class Received:
         self._ordinals[scope] = n, index
 
     def _ended(self, line: bytes) -> bool:
+        """Whether this is the last line. Raises IncompleteError: there was one already, or it is wrong."""
+        if self.trailer is not None:
+            raise IncompleteError("末行之后还有内容", "there is more behind the last line")
         if not line.startswith(b'{"count":'):
             return False
         try:

@@ -7,7 +7,7 @@ Every call has a deadline (`DEADLINE_S`, or what it is given), which the driver 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ import pymongo
 from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne, WriteConcern
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, CursorNotFound, DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from services.ledger import leaves
@@ -30,6 +30,7 @@ from shared.facts import HUB
 
 DEADLINE_S = 10.0
 DUPLICATE_KEY = 11000
+CURSOR_MAX = 100_000
 RARE = [kind for kind in leaves.KINDS if kind != leaves.EVENT]
 
 EVENT_INDEXES = (
@@ -340,6 +341,32 @@ class Store:
         with _asking(30):
             found = self._events.find(_query(selection, since, below), {"b": 1}).sort("_id", ASCENDING).limit(limit)
             return [(document["_id"], document["b"]) for document in await found.batch_size(limit).to_list(limit)]
+
+    async def chunks(
+        self, selection: Selection, since: int, below: int, limit: int | None, size: int
+    ) -> AsyncGenerator[list[tuple[int, bytes]]]:
+        """The same leaves in chunks of a size: a cursor serves 100,000 of them, and one that the server gave up is opened again."""
+        left = below - since if limit is None else limit
+        while left > 0:
+            many = min(left, CURSOR_MAX)
+            cursor = self._events.find(_query(selection, since, below), {"b": 1}).sort("_id", ASCENDING).limit(many)
+            cursor.batch_size(size)
+            at = left
+            try:
+                while True:
+                    with _asking(30):
+                        try:
+                            chunk = [(found["_id"], found["b"]) for found in await cursor.to_list(size)]
+                        except CursorNotFound:  # nobody asked for ten minutes
+                            break
+                    if not chunk:
+                        break
+                    since, left = chunk[-1][0] + 1, left - len(chunk)
+                    yield chunk
+            finally:
+                await cursor.close()
+            if left == at:
+                return
 
     async def of_area(self, area: str, below: int) -> AsyncIterator[list[tuple[int, bytes]]]:
         """Leaves below an index of every case of an area: in chunks, each case's in order, found by the cases."""

@@ -1,6 +1,6 @@
 """A log in memory that answers as the store does: what folds and replays read, without a database."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from typing import Any
 
 from services.ledger import heads, leaves
@@ -46,6 +46,13 @@ class Memory:
 
     async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
         return [(leaf.index, leaf.data) for leaf in self.of(selection, since, below)[:limit]]
+
+    async def chunks(
+        self, selection: Selection, since: int, below: int, limit: int | None, size: int
+    ) -> AsyncGenerator[list[tuple[int, bytes]]]:
+        found = self.of(selection, since, below)[:limit]
+        for n in range(0, len(found), size):
+            yield [(leaf.index, leaf.data) for leaf in found[n : n + size]]
 
     async def count(self, selection: Selection, since: int, below: int) -> int:
         return len(self.of(selection, since, below))

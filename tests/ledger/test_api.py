@@ -387,14 +387,15 @@ async def test_what_was_is_told_as_of_a_size_and_of_a_moment(service: Service) -
 async def test_a_replay_that_breaks_off_has_no_last_line(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.published(*[message(each) for n in range(30) for each in life(n)])
     monkeypatch.setattr("services.ledger.replay.CHUNK", 100)
-    read = type(service.bench.store).read
+    chunks = type(service.bench.store).chunks
 
-    async def failing(self: Any, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
-        if since >= 200:
-            raise StoreUnavailableError("the store is gone")
-        return await read(self, selection, since, below, limit)
+    async def failing(self: Any, *asked: Any) -> AsyncIterator[list[tuple[int, bytes]]]:
+        async for chunk in chunks(self, *asked):
+            if chunk[0][0] >= 200:
+                raise StoreUnavailableError("the store is gone")
+            yield chunk
 
-    monkeypatch.setattr(type(service.bench.store), "read", failing)
+    monkeypatch.setattr(type(service.bench.store), "chunks", failing)
     got = b""
     async with service.http.stream("GET", "/v1/events", headers=service.bearer("auditor")) as response:
         with suppress(httpx2.HTTPError):

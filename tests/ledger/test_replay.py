@@ -325,4 +325,8 @@ async def test_the_store_chooses_and_counts_as_the_tests_of_this_file_suppose(
     ):
         found = await store.read(asked, 3, 30, 100)
         assert found == await log.read(asked, 3, 30, 100)
+        for limit in (None, 5):
+            chunks = [chunk async for chunk in store.chunks(asked, 3, 30, limit, 4)]
+            assert [leaf for chunk in chunks for leaf in chunk] == found[:limit]
+            assert all(0 < len(chunk) <= 4 for chunk in chunks)
         assert await store.count(asked, 3, 30) == len(found)

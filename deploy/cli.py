@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from deploy import register, replaying, signing, verifying, witnessing
+from deploy import figures, register, replaying, signing, verifying, witnessing
 from deploy.errors import Said, SetupError
 from deploy.options import DEFAULT_DATA, Data, DryRun, Json, dry, print_json, read_json
 
@@ -56,6 +56,7 @@ app.add_typer(ledger_app, name="ledger")
 ledger_app.command(name="replay")(replaying.replay)
 ledger_app.command(name="verify")(verifying.verify)
 app.add_typer(witnessing.app, name="witness")
+app.command(name="figures")(figures.figures)
 
 Why = Annotated[str, typer.Option(help="缘由，永久记入账本，勿写个人信息 / why, kept for ever; nothing personal")]
 OfRequest = Annotated[str | None, typer.Option("--request", help="诉求编号 / one of their requests")]

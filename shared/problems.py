@@ -92,6 +92,8 @@ PROBLEMS: dict[str, Text] = {
     "bad_signature": Text(401, "签名缺失或不符", "The signature is missing or wrong", "请核对密钥与签名方法", "Check the secret and how it is signed"),
     "stale_signature": Text(403, "签名已失效:{why}", "The signature no longer counts: {why}", "请用当前时间重新签名", "Sign it again with the time as it is"),
     # the ledger
+    "own_appeal": Text(403, "不能裁定自己提出的申诉", "Nobody rules on an appeal of their own", "请由另一位督办或管理员裁定", "Ask another supervisor, or an admin"),
+    "already_ruled": Text(409, "该申诉已裁定", "This appeal has been ruled on", "如有新的事实,请另行申诉", "Appeal again if there is something new"),
     "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
     "no_checkpoint": Text(404, "账本在 {of} 没有检查点", "The ledger has no checkpoint at {of}", "请改用已签名的大小或较晚的时间,或留空取最新", "Give a size that was signed or a later time, or leave it out for the latest"),
     "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),

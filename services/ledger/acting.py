@@ -35,28 +35,40 @@ class Acts:
     store: Store
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
-    async def record(self, act: Fact, *, district: str, by: Caller, key: str) -> dict[str, Any]:
+    async def record(
+        self,
+        act: Fact,
+        *,
+        district: str,
+        by: Caller,
+        key: str,
+        id: str | None = None,
+        case: str | None = None,
+        taken: RefusedError | None = None,
+    ) -> dict[str, Any]:
         """
-        Commit an act once per caller and key; a repeat is answered as the first was.
+        Commit an act once per caller and key, or once per id; a repeat is answered as the first was.
 
         Args:
             district: whom it concerns; `000000` for all.
+            case: the request that it is about.
+            taken: what is said where something else was recorded under this id.
         Raises:
-            RefusedError: `key_reused`.
+            RefusedError: `key_reused`, or `taken`.
             UnavailableError: bus or store do not answer, or the log lags: nothing is known of the outcome, the same key tells.
         """
-        id = derived_id("act", by.actor, district, key)
+        id = id or derived_id("act", by.actor, district, key)
         subject = act.subject(district, NOWHERE)
         ends = monotonic() + WITHIN_S
-        data = Envelope(id, district, NOWHERE, instant(self.now()), act, district, actor=by.actor).encode()
+        data = Envelope(id, district, NOWHERE, instant(self.now()), act, district, case, actor=by.actor).encode()
         while True:
             last = await self.bus.last(subject)
             last_id = orjson.loads(last.data)["id"] if last else id
             found = await self.store.known([id, last_id])
             if id in found or (last and last_id == id):
                 event = orjson.loads(found[id].data if id in found or last is None else last.data)
-                if event["data"] != orjson.loads(data)["data"]:
-                    raise RefusedError("key_reused", field="Idempotency-Key")
+                if event["data"] != orjson.loads(data)["data"] or event["actor"] != by.actor:
+                    raise taken or RefusedError("key_reused", field="Idempotency-Key")
                 return shown(event)
             if last is None or last_id in found:
                 try:

@@ -12,7 +12,7 @@ import orjson
 from fastapi import FastAPI, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases, enclave_api, publishing, register_api
+from services.ledger import cases, enclave_api, figures_api, publishing, register_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -361,6 +361,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         return _json({"acts": [act for _, act in found[:limit]], "next": following})
 
     enclave_api.add_routes(app, ledger)
+    figures_api.add_routes(app, ledger, acts)
     publishing.add_routes(app, ledger.store, ledger.signer, ledger.cursors, acts)
     return app
 

@@ -61,7 +61,7 @@ DETAILS = (
     *("notice_id", "recipient", "template", "channel", "attempt", "retry_at", "match_id", "item", "urgency", "due"),
     *("item_rule", "urgency_rule", "area_rule", "located_in", "to", "office", "why", "parts"),
     *("handover_id", "conferral_id", "help_id", "giver", "asker", "basis", "grant", "by", "new_task_id"),
-    *("parties", "lead", "owner", "precedent", "whistle"),
+    *("parties", "lead", "owner", "precedent", "whistle", "appeal_id", "figure", "granted"),
 )
 """What a timeline shows of a fact's data, where the fact has it."""
 

@@ -8,8 +8,10 @@ in force on the first day of that month, and not before the moment has come. An 
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -19,7 +21,6 @@ from zoneinfo import ZoneInfo
 from services.ledger.cases import moment
 from services.ledger.rounds import PERSONAL, Fold, Round, ms
 from shared.facts import HUB, Condition, Counted, Formula, FormulaSet, Name, plain
-from shared.ids import derived_id
 
 VERSION = "paidan/figures/1"
 By = Literal["district", "area", "item", "month", "person"]
@@ -281,7 +282,6 @@ def answer(fold: Fold, asked: Question, pin: Pin, formulas: FormulaSet | None = 
                     for figure, cell in others.items()
                 ],
                 "score": _scored(others, formulas) if formulas.weights else None,
-                "gone": [figure for figure in cells if figure not in others],
             }
         shown.append(row)
     return {
@@ -348,9 +348,65 @@ def buildings(fold: Fold, pin: Pin, *, district: str, month: str) -> dict[str, A
     }
 
 
-def ruling_id(appeal: str) -> str:
-    """The id of the one ruling on an appeal."""
-    return derived_id("figure", "ruled", appeal)
+def as_csv(answered: Mapping[str, Any]) -> bytes:
+    """
+    An answer, or a month's buildings, as a table: UTF-8 with a byte order mark; what a spreadsheet would take for a formula is quoted.
+
+    What the answer is of stands in every line.
+    """
+    lines = _csv_buildings(answered) if "buildings" in answered else _csv_rows(answered)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([_guarded(value) for value in line] for line in lines)
+    return b"\xef\xbb\xbf" + out.getvalue().encode()
+
+
+def _csv_rows(answered: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    by = answered["asked"]["by"]
+    what_if = answered["what_if"] is not None
+    own = () if by == "district" else (by,)
+    head = (
+        "figure",
+        "指标",
+        "numerator",
+        "denominator",
+        "rate",
+        "text",
+        "excluded",
+        "appeals",
+        "formulas",
+        "size",
+        "at",
+    )
+    compared = ("what_if_numerator", "what_if_denominator", "what_if_rate", "what_if_text", "differs")
+    yield ("district", *own, *head, *(compared if what_if else ()))
+    for row in answered["rows"]:
+        others = {each["figure"]: each for each in row["what_if"]["figures"]} if what_if else {}
+        cells = {each["figure"]: each for each in row["figures"]}
+        for figure in {**cells, **others}:
+            cell, other = cells.get(figure, {}), others.get(figure, {})
+            beside = [other.get(name) for name in ("numerator", "denominator", "rate", "text", "differs")]
+            title = (cell or other)["title"]["zh"]
+            excluded = "; ".join(f"{why} {many}" for why, many in cell.get("excluded", {}).items())
+            sets = "; ".join(f"{one['district']} v{one['version']}" for one in cell.get("formulas", ()))
+            shown = (*(cell.get(name) for name in ("numerator", "denominator", "rate", "text")), excluded)
+            named = (row["district"], *([row[by]] if own else []), figure, title)
+            of = ("; ".join(cell.get("appeals", ())), sets, answered["size"], answered["at"])
+            yield (*named, *shown, *of, *(beside if what_if else ()))
+
+
+def _csv_buildings(answered: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    head = ("building", "rank", "points", "raters", "score", "text", "flag", "tied")
+    yield ("district", "month", *head, "size", "at")
+    for one in answered["buildings"]:
+        of = answered["size"], answered["at"]
+        yield (answered["district"], answered["month"], *(one[name] for name in head), *of)
+
+
+def _guarded(value: Any) -> Any:
+    if value is True or value is False:
+        return str(value).lower()
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
 
 
 @lru_cache(maxsize=65_536)

@@ -244,16 +244,19 @@ def _check(register: Register, path: str, entry: RegisterFact) -> None:
                 _refer(f"{path}.owner", entry.owner, register.districts, "district")
         case FormulaSet():
             _refer(f"{path}.district", entry.district, {**register.districts, HUB: None}, "district")
-            figures = [formula.figure for formula in entry.formulas]
-            if len({*figures}) < len(figures):
-                raise _invalid(f"{path}.formulas", "each figure once", "每项指标只能有一个公式")
-            for figure, weight in entry.weights.items():
-                if figure not in figures or weight == 0:
-                    raise _invalid(
-                        f"{path}.weights.{figure}", "a figure of this set, 1 at least", "须为本组指标,且至少为 1"
-                    )
+            check_formulas(path, entry)
         case _:
             pass
+
+
+def check_formulas(path: str, entry: FormulaSet) -> None:
+    """Raises RefusedError `invalid`: a figure twice, or a weight of none."""
+    figures = [formula.figure for formula in entry.formulas]
+    if len({*figures}) < len(figures):
+        raise _invalid(f"{path}.formulas", "each figure once", "每项指标只能有一个公式")
+    for figure, weight in entry.weights.items():
+        if figure not in figures or weight == 0:
+            raise _invalid(f"{path}.weights.{figure}", "a figure of this set, 1 at least", "须为本组指标,且至少为 1")
 
 
 def _check_agreement(register: Register, path: str, agreement: AgreementSet) -> None:

@@ -8,7 +8,7 @@ that an office finds the same from its own replay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -195,6 +195,11 @@ class Fold:
     def districts(self) -> list[str]:
         """The offices that there are leaves of cases of."""
         return sorted({district for district, _ in self._cases})
+
+    def take_all(self, leaves: Iterable[bytes]) -> None:
+        """More leaves."""
+        for leaf in leaves:
+            self.take(leaf)
 
     def take(self, leaf: bytes) -> None:
         """One more leaf; of those that figures do not follow from nothing is kept."""

@@ -152,6 +152,7 @@ WRONG: dict[str, tuple[str, str]] = {
 """What pydantic finds wrong, by its type or the first word of it (`int_parsing`), filled from its context."""
 
 OWN: dict[str, str] = {
+    "a time within the years 1 to 9999": "时间须在公元 1 年至 9999 年之间",
     "a phone number has at least three digits": "电话号码至少有三位数字",
     "a pseudonym such as m-17, or another id: it is kept for ever": "须为代号(如 m-17)或其他编号:将永久保存",
     "a number of seven digits or more may be somebody's, and is kept for ever": "七位以上的数字可能是个人号码,且将永久保存",

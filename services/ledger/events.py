@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import FastAPI, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime
+from pydantic import AfterValidator, AwareDatetime
 
 from services.ledger.asking import AreaGiven, District, Ndjson, Office, Reader, district_of
 from services.ledger.asof import state_at
@@ -35,8 +35,18 @@ AsOf = Annotated[
     str | None,
     Query(max_length=40, description="账本大小或时间,缺省为最新 / a size of the log or a time; else the latest"),
 ]
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time within the years 1 to 9999") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 At = Annotated[
-    AwareDatetime | None, Query(description="业务时间:只计至此时已发生的 / business time: what had happened by then")
+    Moment | None, Query(description="业务时间:只计至此时已发生的 / business time: what had happened by then")
 ]
 STATES_AT_ONCE = 2
 """Folds of a whole office that run at a time: each takes a second of the process per 20,000 leaves."""
@@ -77,19 +87,19 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     )
     async def replay(
         caller: Reader,
-        since: Annotated[int, Query(alias="from", ge=0)] = 0,
-        to: Annotated[int | None, Query(ge=0)] = None,
+        since: Annotated[int, Query(alias="from", ge=0, lt=2**53)] = 0,
+        to: Annotated[int | None, Query(ge=0, lt=2**53)] = None,
         as_of: AsOf = None,
         district: District = None,
         area: AreaGiven = None,
         request: Annotated[str | None, Query(max_length=200)] = None,
         type: Annotated[str | None, Query(max_length=500, description="task.offered,task.accepted")] = None,
-        time_from: Annotated[AwareDatetime | None, Query(description="业务时间起 / the event's own time, from")] = None,
-        time_to: Annotated[AwareDatetime | None, Query(description="业务时间止,不含 / and before")] = None,
+        time_from: Annotated[Moment | None, Query(description="业务时间起 / the event's own time, from")] = None,
+        time_to: Annotated[Moment | None, Query(description="业务时间止,不含 / and before")] = None,
         kinds: Annotated[str, Query(description="event (default), some of them, or all")] = EVENT,
         format: Format = "ndjson",
         proof: Kind = "none",
-        limit: Annotated[int | None, Query(ge=1)] = None,
+        limit: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
         cursor: Annotated[str | None, Query(max_length=200)] = None,
         last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,15}$")] = None,
         accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
@@ -108,8 +118,8 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
                 request=request,
                 types=types_named(type.split(",")) if type else None,
                 kinds=None if kinds == "all" else tuple(sorted(set(kinds.split(",")))),
-                time_from=time_from and time_from.astimezone(UTC),
-                time_to=time_to and time_to.astimezone(UTC),
+                time_from=time_from,
+                time_to=time_to,
             ),
             size=0,
             since=since if last_event_id is None else max(since, int(last_event_id) + 1),

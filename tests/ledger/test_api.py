@@ -372,6 +372,8 @@ async def test_what_was_is_told_as_of_a_size_and_of_a_moment(service: Service) -
     assert (await service.get(one, as_of=0)).json()["code"] == "not_found"
     assert (await service.get(one, as_of=99)).json()["code"] == "no_checkpoint"
     assert (await service.get(one, as_of="soon")).json()["field"] == "as_of"
+    assert (await service.get(one, at="0001-01-01T00:00:00+23:00")).json()["field"] == "at"
+    assert (await service.get("/v1/events", to=2**63)).json()["field"] == "to"
     listed = (await service.get("/v1/cases", as_of=4, state="offered")).json()
     assert ([each["id"] for each in listed["cases"]], listed["size"]) == ([request_id(1)], 4)
     first = (await service.get("/v1/cases", as_of=10, limit=1)).json()

@@ -14,10 +14,12 @@ import uvloop
 from services.ledger import api, precedents
 from services.ledger.api import Ledger
 from services.ledger.checkpoints import Keys, Signer
+from services.ledger.cosigning import QUERIES, Cosigning
 from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import ForeignLogError, Leaf
 from services.ledger.mending import UnsoundError, mend_tiles
+from services.ledger.notes import NoteError, Policy
 from services.ledger.projecting import Projector, RebuildLostError, rebuild
 from services.ledger.registering import Registry
 from services.ledger.replay import Cursors
@@ -37,7 +39,7 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
 
     Raises:
         UnavailableError: there is no bus. (MongoDB may come later: the service waits, and is not ready.)
-        ForeignLogError, OSError: the configuration is wrong.
+        ForeignLogError, NoteError, OSError: the configuration is wrong.
     """
     bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed(), ca_file=settings.nats_ca_file)
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
@@ -50,7 +52,9 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
 
     ingest = Ingest(bus, store, settings.origin, stored=stored)
     registry = Registry(bus)
-    signer = Signer(bus, store, tree, Keys(settings.origin, settings.signing_key))
+    keys, policy = Keys(settings.origin, settings.signing_key), settings.policy()
+    witnesses = Cosigning(settings.origin, lambda: keys.verifiers, Policy.parse(policy), store, tree.prove)
+    signer = Signer(bus, store, tree, keys, witnesses, policy)
     cursors = Cursors(settings.cursor_key())
     ledger = Ledger(settings.origin, bus, store, ingest, projector, registry, cursors, signer)
     stopping, settled, grown = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -60,24 +64,29 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
 
     app = api.create_app(ledger, ready=ready, doorkeeper=Doorkeeper.of(settings))
     queries = await bus.serve(api.QUERY, partial(api.answer_query, ledger), alone=True, apart=True)
+    # Every instance hears what witnesses hold: whichever signs next must know.
+    witnessing = await bus.serve(QUERIES, witnesses.answer, apart=True)
     writing = asyncio.create_task(ingest.run(stopping), name="ingest")
     folding = asyncio.create_task(projector.run(settled), name="projector")
     growing = asyncio.create_task(tree.run(settled), name="tree")
     signing = asyncio.create_task(signer.run(grown), name="signer")
     following = asyncio.create_task(registry.run(settled), name="register")
+    pressing = asyncio.create_task(witnesses.run(stopping), name="witnesses")
     ruling = asyncio.create_task(precedents.follow(bus, registry, stopping), name="precedents")
     serving = asyncio.create_task(serve(app, settings, until=stopping), name="http")
     told: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())}
-    work: set[asyncio.Task[Any]] = {writing, folding, growing, signing, following, ruling, serving}
+    work: set[asyncio.Task[Any]] = {writing, folding, growing, signing, following, pressing, ruling, serving}
     logger().info("ledger_started", log=settings.origin, port=settings.http_port)
     try:
         await asyncio.wait(told | work, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.set()
-        ending = asyncio.create_task(queries.end())  # who waits for a position may still see it come
+        await witnesses.close()
+        # Who waits for a position may still see it come.
+        ending = {asyncio.create_task(served.end()) for served in (queries, witnessing)}
         await asyncio.wait({writing, serving})  # the batch at hand is finished, answers under way go out
         settled.set()
-        await asyncio.wait({folding, growing, following, ruling, ending}, timeout=10)
+        await asyncio.wait({folding, growing, following, pressing, ruling, *ending}, timeout=10)
         grown.set()
         await asyncio.wait({signing}, timeout=5)
         for task in told:
@@ -189,7 +198,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         uvloop.run(until_stopped())
-    except (UnavailableError, ForeignLogError, OSError) as why:
+    except (UnavailableError, ForeignLogError, NoteError, OSError) as why:
         logger().error("ledger_cannot_run", why=str(why))
         return 1
     return 0

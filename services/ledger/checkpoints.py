@@ -64,6 +64,9 @@ class Witnesses(Protocol):
     async def announce(self, note: Note) -> None:
         """There is a new checkpoint, or the last one is known after a start."""
 
+    def served(self) -> Note | None:
+        """What is shown to everybody."""
+
 
 class Last(NamedTuple):
     """A checkpoint and the note it stands in."""
@@ -138,6 +141,7 @@ class Signer:
     Signs the log of one origin.
 
     Attributes:
+        policy: whose signatures make a checkpoint believable, as published (tlog-policy); "": the log's own.
         last: the newest checkpoint that this instance knows of, signed by any.
         refusal: why it does not sign; None where all is well.
     """
@@ -147,6 +151,7 @@ class Signer:
     tree: Tree
     keys: Keys
     witnesses: Witnesses | None = None
+    policy: str = ""
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     last: Last | None = None
     refusal: RefusalError | None = None
@@ -206,7 +211,8 @@ class Signer:
         standing = await self.tree.standing()
         if standing is None:
             return
-        if self.last and self.size == standing.size == self._stored and self.refusal is None:
+        ahead = self.witnesses.ahead if self.witnesses else None
+        if self.last and self.size == standing.size == self._stored and self.refusal is None and ahead is None:
             return
         held = await self.bus.last(self.subject, stream=BUCKET)
         before = await self._before(held)
@@ -214,7 +220,7 @@ class Signer:
             raise RefusalError("hole", f"leaf {self.tree.missing} is missing, and there are later ones")
         if before and not await self._begins_with(before.checkpoint, standing):
             return
-        if self.witnesses and self.witnesses.ahead and not await self._begins_with(self.witnesses.ahead, standing):
+        if ahead and not await self._begins_with(ahead, standing):
             return
         if standing.size == (before.checkpoint.size if before else 0):
             await self._is(before)

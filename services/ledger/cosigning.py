@@ -64,9 +64,9 @@ class Cosigning:
     """
 
     def __init__(
-        self, origin: str, keys: Sequence[Verifier], policy: Policy, store: Cosignatures, prove: Prove
+        self, origin: str, keys: Callable[[], Sequence[Verifier]], policy: Policy, store: Cosignatures, prove: Prove
     ) -> None:
-        """With `keys`: the log's own."""
+        """With `keys`: the log's own, as they are when asked."""
         self.origin = origin
         self._keys = keys
         self.policy = policy
@@ -169,7 +169,7 @@ class Cosigning:
         """
         note = Note.parse(text)
         held = Checkpoint.parse(note.body)
-        if held.origin != self.origin or not note.verified(self._keys):
+        if held.origin != self.origin or not note.verified(self._keys()):
             raise NoteError("not a checkpoint that this log has signed")
         if self.newest is not None and held.size > max(self._size(), self.ahead.size if self.ahead else 0):
             logger().error("witness_ahead", log=self.origin, holds=held.size, signed=self._size())

@@ -19,6 +19,7 @@ from services.ledger.ingesting import ALARMS
 from services.ledger.leaves import Leaf
 from services.ledger.store import Selection, StoreUnavailableError
 from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH, Tile, Tiles
+from shared.errors import UnavailableError
 from shared.telemetry import logger
 
 BATCH_MAX = 2000
@@ -147,6 +148,18 @@ class Tree:
         if found is None:
             raise LookupError(f"{wanted.path} is not in the store")
         return found[: wanted.width * tree.HASH_BYTES]
+
+    async def prove(self, old: int, new: int) -> list[bytes]:
+        """
+        The proof that the tree of one size begins with that of another.
+
+        Raises:
+            UnavailableError: this instance has not come so far, or a tile is missing.
+        """
+        try:
+            return await tree.consistency(self.tile, old, new)
+        except LookupError as why:
+            raise UnavailableError(str(why)) from None
 
     async def _step(self, *, look_back: bool) -> bool:
         """Grow by what is next; whether there was anything. What was not handed over in turn is read from the store."""

@@ -8,7 +8,7 @@ Tiles and proofs are hashes and say nothing of anybody; the entries behind them 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from services.ledger.acting import Acts
 from services.ledger.asking import Everything, Key, Registrar
 from services.ledger.checkpoints import Signer
 from services.ledger.leaves import CONFLICT, REJECT
-from services.ledger.notes import Note, NoteError, Signature, Verifier
+from services.ledger.notes import Checkpoint, Note, NoteError, Signature, Verifier
 from services.ledger.register_api import Sentence
 from services.ledger.replay import Cursors
 from services.ledger.store import Selection, Signed, Store
@@ -64,13 +64,15 @@ def add_routes(app: FastAPI, store: Store, signer: Signer, cursors: Cursors, act
     _list_rejects(app, store, cursors)
 
 
-async def published(store: Store, size: int | None = None) -> tuple[Signed, Note]:
+async def published(store: Store, signer: Signer, size: int | None = None) -> tuple[Signed, Note]:
     """
-    The checkpoint of this size, or the newest, with the lines of everybody who has cosigned it.
+    The checkpoint of this size, or the newest that enough have cosigned, with the lines of everybody who has.
 
     Raises:
         RefusedError: `not_found`.
     """
+    if size is None and signer.witnesses and (served := signer.witnesses.served()):
+        size = Checkpoint.parse(served.body).size
     signed = await store.checkpoint(size)
     if signed is None:
         raise RefusedError("not_found", what="checkpoint" if size is None else f"checkpoint {size}")
@@ -84,10 +86,13 @@ async def proof(store: Store, signer: Signer, index: int, size: int | None = Non
     Raises:
         RefusedError: `not_found`: no such checkpoint, or it is smaller.
     """
-    signed, note = await published(store, size)
+    signed, note = await published(store, signer, size)
     if index >= signed.size:
         raise RefusedError("not_found", what=f"leaf {index} of {signed.size}")
-    hashes = await _proved(tree.inclusion(signer.tree.tile, index, signed.size))
+    try:
+        hashes = await tree.inclusion(signer.tree.tile, index, signed.size)
+    except LookupError:  # another instance has signed what this one has not read yet
+        raise RefusedError("unavailable", retry_after=2) from None
     return "".join(f"{line}\n" for line in (PROOF, f"index {index}", *map(_base64, hashes), "")) + note.text
 
 
@@ -115,7 +120,7 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
                 "origin": signer.keys.origin,
                 "vkeys": vkeys,
                 "checkpoint": newest and {"size": newest.size, "at": newest.at.isoformat()},
-                "policy": "".join([*(f"log {vkey}\n" for vkey in vkeys), "quorum none\n"]),
+                "policy": signer.policy or "".join([*(f"log {vkey}\n" for vkey in vkeys), "quorum none\n"]),
                 **in_numbers(signer),
             }
         )
@@ -129,7 +134,7 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
         dependencies=[public],
     )
     async def checkpoint() -> Response:
-        _, note = await published(store)
+        _, note = await published(store, signer)
         return PlainTextResponse(note.text, headers=NEWEST)
 
     @app.get(
@@ -170,10 +175,10 @@ def _publish(app: FastAPI, store: Store, signer: Signer) -> None:
         old: Annotated[int, Query(alias="from", ge=0, lt=2**53)],
         new: Annotated[int | None, Query(alias="to", ge=0, lt=2**53)] = None,
     ) -> Response:
-        signed, _ = await published(store, new)
+        signed, _ = await published(store, signer, new)
         if old > signed.size:
             raise RefusedError("not_found", what=f"{old} of {signed.size}")
-        hashes = await _proved(tree.consistency(signer.tree.tile, old, signed.size))
+        hashes = await signer.tree.prove(old, signed.size)
         return _json({"from": old, "to": signed.size, "hashes": [*map(_base64, hashes)]}, NEWEST)
 
 
@@ -284,13 +289,6 @@ def _tile(path: str) -> Tile:
         return Tile.parse(path)
     except ValueError:
         raise RefusedError("not_found", what=path[:80]) from None
-
-
-async def _proved(work: Awaitable[list[bytes]]) -> list[bytes]:
-    try:
-        return await work
-    except LookupError:  # another instance has signed what this one has not read yet
-        raise RefusedError("unavailable", retry_after=2) from None
 
 
 def _base64(data: bytes) -> str:

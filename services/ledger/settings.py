@@ -20,11 +20,18 @@ class LedgerSettings(ServiceSettings):
     origin: str = "paidan.local/main/1"
     """The log's name: it is in every leaf. A new city or year is a new origin, in a database of its own."""
 
+    policy_file: Path | None = None
+    """Whose cosignatures count (C2SP tlog-policy); None: the log's own signature will do."""
+
     def cursor_key(self) -> bytes:
         """What cursors are authenticated with; without secrets one that lives as long as this process."""
         if self.secrets_dir is None:
             return secrets.token_bytes(32)
         return self.secret("ledger_cursor_secret").get_secret_value().encode()
+
+    def policy(self) -> str:
+        """What is in that file; "" without one. Raises OSError."""
+        return self.policy_file.read_text() if self.policy_file else ""
 
     @property
     def signing_key(self) -> Path | None:

@@ -11,8 +11,10 @@ import pytest
 
 from services.ledger import heads, notes, tree
 from services.ledger.checkpoints import BUCKET, Keys, Signer
+from services.ledger.cosigning import Cosigning
 from services.ledger.leaves import recorded_ns
-from services.ledger.notes import Checkpoint, Note
+from services.ledger.notes import Checkpoint, Key, Note, Policy
+from services.ledger.publishing import published
 from services.ledger.store import Selection, Signed
 from services.ledger.tree import Tile
 from shared.bus import Bus
@@ -242,3 +244,35 @@ async def test_without_a_key_nothing_is_signed(bench: Bench) -> None:
     await signer.step()
     assert (signer.last, signer.refusal) == (None, None)
     assert await bench.bus.last(signer.subject, stream=BUCKET) is None
+
+
+async def test_what_enough_witnesses_have_seen_is_shown_and_what_one_holds_is_not_taken_back(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer, witness = bench.signer(grown), Key.make("witness.example", notes.COSIGNATURE)
+    policy = Policy.parse(f"witness w {witness.verifier.text}\nquorum w")
+    cosigning = Cosigning(ORIGIN, lambda: signer.keys.verifiers, policy, bench.store, grown.prove)
+    signer.witnesses = cosigning
+    await grow(bench, 20)
+    await until(lambda: grown.size == 20)
+    await signer.step()
+    asked = await cosigning.next("witness.example", 0, 1)
+    assert asked is not None
+    await cosigning.take(20, witness.sign(asked.note.body, 1).line)
+    await grow(bench, 10, since=20)
+    await until(lambda: grown.size == 30)
+    await signer.step()
+    stored, note = await published(bench.store, signer)
+    assert (stored.size, signer.size) == (20, 30)
+    assert set(note.verified([witness.verifier])) == {witness.verifier}
+
+    [key] = signer.keys.signing(signer.now())
+    seen = notes.checkpoint(ORIGIN, 40, tree.EMPTY, tree.EMPTY).body
+    cosigning.holds(Note(seen).signed([key.sign(seen)]).text)
+    await signer.step()
+    assert signer.refusal is not None
+    assert signer.refusal.code == "truncated"
+    await grow(bench, 10, since=30)
+    await until(lambda: grown.size == 40)
+    await signer.step()
+    assert signer.refusal.code == "diverged"

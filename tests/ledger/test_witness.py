@@ -165,7 +165,7 @@ def cosigning(policy: str, kept: Kept, leaves: list[bytes] = HONEST) -> Cosignin
     async def prove(old: int, new: int) -> list[bytes]:
         return await proof(old, new, leaves)
 
-    return Cosigning(ORIGIN, [LOG.verifier], Policy.parse(policy), kept, prove)
+    return Cosigning(ORIGIN, lambda: [LOG.verifier], Policy.parse(policy), kept, prove)
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def test_a_witness_asks_through_its_own_office_and_enough_of_them_make_a_c
         assert (old, new) == (1, 2)
         return [LEAF]
 
-    made = Cosigning(ORIGIN, [LOG.verifier], policy, kept, prove)
+    made = Cosigning(ORIGIN, lambda: [LOG.verifier], policy, kept, prove)
     await made.announce(signed(1))
     async with world.service("ledger") as ledger:
         serving = await ledger.serve(QUERIES, made.answer, alone=True, apart=True)

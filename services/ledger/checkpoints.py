@@ -156,6 +156,7 @@ class Signer:
     last: Last | None = None
     refusal: RefusalError | None = None
     _stored: int = -1
+    _warned: bool = False
 
     @property
     def size(self) -> int:
@@ -207,6 +208,9 @@ class Signer:
         """Raises RefusalError, NoteError."""
         keys = self.keys.signing(self.now())
         if not keys:
+            if not self._warned:
+                logger().warning("nothing_is_signed", why="no ledger_signing_key in PAIDAN_SECRETS_DIR")
+            self._warned = True
             return
         standing = await self.tree.standing()
         if standing is None:

@@ -98,7 +98,7 @@ async def proof(store: Store, signer: Signer, index: int, size: int | None = Non
 
 def in_numbers(signer: Signer) -> dict[str, Any]:
     """How far the log is signed as far as this instance knows, and what keeps it from being signed further."""
-    keyed = bool(signer.keys.file)
+    keyed = bool(_verifiers(signer, signer.now()))
     refused = {"code": signer.refusal.code, "why": str(signer.refusal)} if signer.refusal else None
     return {"size": signer.size, "signs": keyed and refused is None, "refused": refused}
 

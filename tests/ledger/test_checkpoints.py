@@ -14,7 +14,7 @@ from services.ledger.checkpoints import BUCKET, Keys, Signer
 from services.ledger.cosigning import Cosigning
 from services.ledger.leaves import recorded_ns
 from services.ledger.notes import Checkpoint, Key, Note, Policy
-from services.ledger.publishing import published
+from services.ledger.publishing import in_numbers, published
 from services.ledger.store import Selection, Signed
 from services.ledger.tree import Tile
 from shared.bus import Bus
@@ -243,6 +243,7 @@ async def test_without_a_key_nothing_is_signed(bench: Bench) -> None:
     signer = Signer(bench.bus, bench.store, grown, Keys(ORIGIN, None))
     await signer.step()
     assert (signer.last, signer.refusal) == (None, None)
+    assert in_numbers(signer) == {"size": 0, "signs": False, "refused": None}
     assert await bench.bus.last(signer.subject, stream=BUCKET) is None
 
 

@@ -218,8 +218,10 @@ class Log:
 
     def same(self, index: int, what: str, expected: object, found: object) -> None:
         if expected != found:
-            say(f"第 {index} 片叶子的 {what}：应为 {expected}，却是 {found}",
-                f"leaf {index}: {what} should be {expected} and is {found}")
+            say(
+                f"第 {index} 片叶子的 {what}：应为 {expected}，却是 {found}",
+                f"leaf {index}: {what} should be {expected} and is {found}",
+            )
 
     def take(self, data: bytes) -> None:
         index = self.tree.size
@@ -278,8 +280,10 @@ class Log:
 
     def against(self, size: int, root: bytes, heads: bytes) -> None:
         if self.tree.size != size:
-            say(f"检查点有 {size} 片叶子，这里有 {self.tree.size}",
-                f"the checkpoint has {size} leaves and there are {self.tree.size} here: cut off, or not the same log")
+            say(
+                f"检查点有 {size} 片叶子，这里有 {self.tree.size}",
+                f"the checkpoint has {size} leaves and there are {self.tree.size} here: cut off, or not the same log",
+            )
         elif self.tree.root() != root:
             say("叶子的根不是检查点的根：有叶子被改动", "the leaves' root is not the checkpoint's: a leaf was changed")
         elif heads and heads_root(self.scopes) != heads:
@@ -317,8 +321,10 @@ def district_replay(header: dict, lines: list, found: tuple) -> None:
                 say(f"第 {index} 片叶子不是签名时的叶子", f"leaf {index} is not the one that was signed")
         for district in ordinals.keys() & scopes.keys():
             if scopes[district] != ordinals[district] + 1:
-                say(f"{district} 的第 {ordinals[district] + 1} 件被扣下，接着的是第 {scopes[district]} 件",
-                    f"number {ordinals[district] + 1} of {district} was withheld: number {scopes[district]} follows")
+                say(
+                    f"{district} 的第 {ordinals[district] + 1} 件被扣下，接着的是第 {scopes[district]} 件",
+                    f"number {ordinals[district] + 1} of {district} was withheld: number {scopes[district]} follows",
+                )
             ordinals[district], last[district] = scopes[district], index
     for district, head in header["heads"].items():
         if head is None:
@@ -328,11 +334,15 @@ def district_replay(header: dict, lines: list, found: tuple) -> None:
         if not heads or root_by_path(leaf, head["position"], head["size"], path) != heads:
             say(f"{district} 的计数不在检查点之下", f"the head of {district} does not lie under the checkpoint")
         if (head["n"], head["last"]) != (ordinals[district], last.get(district)):
-            say(f"{district} 应有 {head['n']} 件，却有 {ordinals[district]} 件",
-                f"{district} should have {head['n']} events and has {ordinals[district]}: withheld, or cut short")
+            say(
+                f"{district} 应有 {head['n']} 件，却有 {ordinals[district]} 件",
+                f"{district} should have {head['n']} events and has {ordinals[district]}: withheld, or cut short",
+            )
         print(f"行政区 / district    {district}  {ordinals[district]} / {head['n']}")
     if header.get("proof") != "each":
-        print("未核对 / not looked at: 叶子是否在根之下，请用 proof=each 下载 / leaves under the root: ask for proof=each")
+        print(
+            "未核对 / not looked at: 叶子是否在根之下，请用 proof=each 下载 / leaves under the root: ask for proof=each"
+        )
 
 
 # --- 文件 / files --------------------------------------------------------------------------------------------------------
@@ -393,7 +403,10 @@ def audit_replay(file: Path, policy: tuple) -> None:
     if trailer is None or trailer.get("end") is not True:
         say("没有末行：重放被截短", "there is no last line: the replay was cut short")
     elif trailer["count"] != count or trailer.get("next"):
-        say(f"末行说 {trailer['count']} 行，却有 {count} 行", f"the last line says {trailer['count']}, there are {count}")
+        say(
+            f"末行说 {trailer['count']} 行，却有 {count} 行",
+            f"the last line says {trailer['count']}, there are {count}",
+        )
 
 
 def main() -> int:

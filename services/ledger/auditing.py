@@ -183,7 +183,7 @@ async def audit_store(
     newest = await store.checkpoint()
     size = await store.size()
     log = log or (trust.logs[0].name if trust.logs else await _origin(store))
-    audit = Audit(log, canonical=form)
+    audit = Audit(log, canonical=form, fields=store)
     report = Report(log, findings=audit.findings)
     for where, text in anchors:
         if (checkpoint := believed(text, log, trust, report.findings)) is not None:
@@ -228,12 +228,12 @@ async def audit_store(
 async def _origin(store: Store) -> str:
     found = await store.audited(0, 1)
     try:
-        return str(orjson.loads(found[0]["b"])["log"])
+        return str(orjson.loads(found[0][1])["log"])
     except (IndexError, KeyError, ValueError):
         raise NothingToAuditError("the database holds no first leaf that says which log it is of") from None
 
 
-Stretch = tuple[list[dict[str, Any]], list[tuple[int, str]], dict[tuple[int, int], bytes]]
+Stretch = tuple[list[tuple[int, bytes, bytes]], list[tuple[int, str]], dict[tuple[int, int], bytes]]
 
 
 async def _stretch(store: Store, since: int, below: int) -> Stretch:

@@ -133,7 +133,7 @@ def audit_folder(
                 tiles[tile.level, tile.number] = data
             level, covers = level + 1, covers * TILE_WIDTH
         audit.expect([], tiles, size)
-        audit.take([{"_id": n, "b": leaf} for n, leaf in enumerate(found, since)])
+        audit.take([(n, leaf, None) for n, leaf in enumerate(found, since)])
         if progress:
             progress(audit.size, size)
     audit.end()
@@ -325,7 +325,7 @@ class Part:
 
 def _feed_whole(lines: Iterator[bytes], audit: Audit, size: int, progress: Progress) -> Mapping[str, Any] | None:
     """Give an audit the leaves of a whole replay; its last line."""
-    batch: list[dict[str, Any]] = []
+    batch: list[tuple[int, bytes, None]] = []
     for line in lines:
         if not line.startswith(b'{"s":'):
             audit.take(batch)
@@ -336,7 +336,7 @@ def _feed_whole(lines: Iterator[bytes], audit: Audit, size: int, progress: Progr
             return said if isinstance(said, dict) and said.get("end") is True else None
         at = line.find(b',"leaf":', 6, 32)
         try:
-            batch.append({"_id": int(line[5:at]), "b": line[at + 8 : -2] if line[-1] == 10 else line[at + 8 : -1]})
+            batch.append((int(line[5:at]), line[at + 8 : -2] if line[-1] == 10 else line[at + 8 : -1], None))
         except ValueError:
             audit.findings.say("leaf_unreadable", audit.size + len(batch), "line")
         if len(batch) == LINES:

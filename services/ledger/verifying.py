@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -198,6 +198,26 @@ class _Scope:
     last: int = 0
 
 
+class Fields(Protocol):
+    """How a store packs what it keeps with a leaf: bytes are compared, and looked into only where they differ."""
+
+    def pack(self, fields: Mapping[str, Any], /) -> bytes:
+        """In their order."""
+
+    def unpack(self, packed: bytes, /) -> dict[str, Any]:
+        """The way back."""
+
+
+class NoFields:
+    """Of leaves alone."""
+
+    def pack(self, fields: Mapping[str, Any], /) -> bytes:
+        raise NotImplementedError
+
+    def unpack(self, packed: bytes, /) -> dict[str, Any]:
+        raise NotImplementedError
+
+
 class Audit:
     """
     A whole log, from its first leaf on.
@@ -212,8 +232,17 @@ class Audit:
         gaps: the numbers that gap leaves of the present epoch cover, first and last, with the leaf's index.
     """
 
-    def __init__(self, log: str, *, canonical: bool = False, findings: Findings | None = None) -> None:
-        """`canonical`: look at the canonical form of every leaf too."""
+    def __init__(
+        self, log: str, *, canonical: bool = False, fields: Fields | None = None, findings: Findings | None = None
+    ) -> None:
+        """
+        Of an empty log.
+
+        Args:
+            canonical: look at the canonical form of every leaf too.
+            fields: how the store packs what it keeps with a leaf; None for leaves alone.
+        """
+        self._fields = fields or NoFields()
         self.findings = findings if findings is not None else Findings()
         self.growth = Growth(self.findings)
         self.log = log
@@ -260,25 +289,19 @@ class Audit:
         self._anchors.append((checkpoint.size, where, checkpoint))
         self._anchors.sort(reverse=True, key=lambda anchor: anchor[0])
 
-    def take(self, documents: Iterable[Mapping[str, Any]]) -> None:
+    def take(self, leaves: Iterable[tuple[int, bytes, bytes | None]]) -> None:
         """
-        The next leaves: documents as the store has them (`et` in UTC without its zone), or of `_id` and `b` alone.
+        The next leaves: index, bytes, and, where they come from the store, what else is stored with them, packed.
 
         A leaf is a function of its message and of the leaves before it. So it is made again around its event; only where that
         gives other bytes somebody looks into it.
         """
         # One loop with everything an event needs in it: it is run a million times, and calls would be half of it.
         say, cases, ids, groups = self.findings.say, self.cases, self._ids, self._groups
-        loads, parsed, canonical, log = (
-            orjson.loads,
-            datetime.fromisoformat,
-            self._canonical,
-            canonical_json(self.log).decode(),
-        )
-        grow = self.growth.leaves.append
+        loads, parsed, pack, canonical = orjson.loads, datetime.fromisoformat, self._fields.pack, self._canonical
+        grow, log = self.growth.leaves.append, canonical_json(self.log).decode()
         due = self._next_due()
-        for document in documents:
-            index, data = document["_id"], document["b"]
+        for index, data, packed in leaves:
             if index != self.size:
                 if not self._jump(index):
                     continue
@@ -286,14 +309,11 @@ class Audit:
             digest = sha256(b"\x00" + data).digest()
             grow(digest)
             self.size = size = index + 1
-            stored = len(document) > 2
-            if stored and document.get("h") != digest:
-                say("leaf_hash", index, "h", digest, document.get("h"))
             id: str | None = None
             try:
                 start, end = data.find(b'"event":') + 8, data.rfind(b',"index":')
                 if start < 8:
-                    self._rare(index, document, loads(data))
+                    self._rare(index, data, packed, digest)
                     continue
                 text = data[start:end]
                 event = loads(text)
@@ -327,27 +347,28 @@ class Audit:
                     self._differs(index, data, late, case, districts)
                 if canonical and not is_canonical(event, text):
                     say("not_canonical", index, "event")
-                if stored:
-                    area = subject.split(".", 4)[3]
-                    # The store keeps whole milliseconds.
-                    at = parsed(time[:23]) if len(time) == 27 and time[26] == "Z" else _naive(time)
-                    if (
-                        document.get("k") != EVENT
-                        or document.get("src") != self.epoch
-                        or document.get("sseq") != self.sequence
-                        or document.get("eid") != id
-                        or document.get("ty") != event["type"]
-                        or document.get("ar") != area
-                        or document.get("et") != at
-                        or document.get("case") != case
-                        or document.get("ds", []) != districts
-                        or len(document) != 10 + (case is not None) + bool(districts)
-                    ):
-                        want = {"k": EVENT, "src": self.epoch, "sseq": self.sequence, "eid": id, "ty": event["type"]}
-                        want |= {"ar": area, "et": at, "case": case, "ds": districts or None}
-                        self._indexed(index, document, want)
+                if packed is not None:
+                    want = {
+                        "h": digest,
+                        "k": EVENT,
+                        "src": self.epoch,
+                        "sseq": self.sequence,
+                        "eid": id,
+                        "ty": event["type"],
+                        "ar": subject.split(".", 4)[3],
+                        # The store keeps whole milliseconds.
+                        "et": parsed(time[:23]) if len(time) == 27 and time[26] == "Z" else _naive(time),
+                    }
+                    if case is not None:
+                        want["case"] = case
+                    if districts:
+                        want["ds"] = districts
+                    if pack(want) != packed:
+                        self._indexed(index, packed, want)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, IndexError) as why:
                 say("leaf_unreadable", index, repr(why))
+                if packed is not None and (found := self._fields.unpack(packed).get("h")) != digest:
+                    say("leaf_hash", index, "h", digest, found)
                 self._missing += 1  # what it counted is not known
             finally:
                 ids.append(hash(id) if id is not None else 0)
@@ -494,16 +515,16 @@ class Audit:
         self.findings.say(code, index, of, due, found)
         return due
 
-    def _rare(self, index: int, document: Mapping[str, Any], leaf: Mapping[str, Any]) -> None:
+    def _rare(self, index: int, data: bytes, packed: bytes | None, digest: bytes) -> None:
         """A leaf that is no event."""
-        say = self.findings.say
+        say, leaf = self.findings.say, orjson.loads(data)
         kind, source, recorded = leaf["kind"], leaf["src"], leaf["recorded"]
         sequence, id = source["seq"], None
         self.kinds[kind] += 1
         self._tick(index, kind, recorded)
         self._form(index, leaf, kind if kind in KINDS and kind != EVENT else DUP, recorded < self.newest)
         self.newest = max(self.newest, recorded)
-        if canonical_json(leaf) != document["b"]:
+        if canonical_json(leaf) != data:
             say("not_canonical", index)
         if kind == RESET:
             self._reset(index, leaf["reset"], source)
@@ -525,9 +546,14 @@ class Audit:
                 say("first", index, "first", id, at)
         if kind in (REJECT, CONFLICT):
             self.rejected.setdefault(leaf["digest"], index)
-        if len(document) > 2:
-            numbered = None if kind in (RESET, HEADS) else sequence
-            self._indexed(index, document, {"k": kind, "src": self.epoch, "sseq": numbered, "eid": id})
+        if packed is not None:
+            want = {"h": digest, "k": kind, "src": self.epoch}
+            if kind not in (RESET, HEADS):
+                want["sseq"] = sequence
+            if id is not None:
+                want["eid"] = id
+            if self._fields.pack(want) != packed:
+                self._indexed(index, packed, want)
 
     def _reset(self, index: int, old: Mapping[str, Any], source: Mapping[str, Any]) -> None:
         want = {"created": self.created, "seq": self.sequence} | ({"epoch": self.epoch} if self.epoch else {})
@@ -539,12 +565,13 @@ class Audit:
         self.sequence = source["seq"]
         self.gaps.clear()
 
-    def _indexed(self, index: int, document: Mapping[str, Any], want: Mapping[str, Any]) -> None:
+    def _indexed(self, index: int, packed: bytes, want: Mapping[str, Any]) -> None:
         """Name the fields of a document that its leaf does not give."""
-        for name in sorted({*document, *want} - {"_id", "b", "h"}):
+        document = self._fields.unpack(packed)
+        for name in sorted({*document, *want}):
             expected, found = want.get(name), document.get(name)
             if expected != found:
-                self.findings.say("indexed_field", index, name, expected, found)
+                self.findings.say("leaf_hash" if name == "h" else "indexed_field", index, name, expected, found)
 
     def _repeated(self) -> None:
         """Events whose id is an earlier one's; a part of the ids at a time, so that it takes little memory."""

@@ -14,7 +14,7 @@ from services.ledger import heads, leaves, notes
 from services.ledger.findings import Finding
 from services.ledger.leaves import Leaf, Prefix, Read
 from services.ledger.notes import Checkpoint
-from services.ledger.store import document_of
+from services.ledger.store import Store, document_of
 from services.ledger.tree import Edge, Tile, Tiles, leaf_hash
 from services.ledger.verifying import Audit
 from shared.bus import Delivery
@@ -94,17 +94,23 @@ def trouble() -> list[Leaf]:
     return found + leaves.extend(prefix, map(leaves.read, later), {})
 
 
+def entry(document: Document) -> tuple[int, bytes, bytes | None]:
+    """As an audit reads it."""
+    fields = {name: value for name, value in document.items() if name not in ("_id", "b")}
+    return document["_id"], document["b"], Store.pack(fields) if fields else None
+
+
 def audit(
     of: list[Document],
     *checkpoints: Checkpoint,
     tiles: dict[tuple[int, int], bytes] | None = None,
     canonical: bool = True,
 ) -> list[Finding]:
-    found = Audit(LOG, canonical=canonical)
+    found = Audit(LOG, canonical=canonical, fields=Store)
     due = max((checkpoint.size for checkpoint in checkpoints), default=0)
     found.expect(checkpoints, tiles, due if tiles else 0)
     for n in range(0, len(of), 700):
-        found.take(of[n : n + 700])
+        found.take(map(entry, of[n : n + 700]))
     found.end()
     return found.findings.listed
 
@@ -140,7 +146,7 @@ def test_bare_leaves_and_stored_documents_give_the_same() -> None:
 
 @pytest.mark.parametrize("many", [100_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 def test_clean_facts_raise_no_alarm(many: int) -> None:
-    found, tree = Audit(LOG, canonical=True), Tiles()
+    found, tree = Audit(LOG, canonical=True, fields=Store), Tiles()
     scopes: dict[str, tuple[int, int]] = {}
     # 40 days and several multiples of 65,536: heads of both sorts.
     facts, prefix = copies(many // 9 + 1, 40 * DAY_NS // many), Prefix(LOG, created=CREATED)
@@ -152,7 +158,7 @@ def test_clean_facts_raise_no_alarm(many: int) -> None:
                 scopes[district] = scopes.get(district, (0, 0))[0] + 1, leaf.index
         checkpoint = notes.checkpoint(LOG, tree.size, tree.root(), heads.root(scopes))
         found.expect([checkpoint], {(tile.level, tile.number): data for tile, data in full}, tree.size)
-        found.take(list(documents(batch)))
+        found.take(map(entry, documents(batch)))
     found.end()
     assert found.findings.listed == []
     assert found.kinds["event"] >= many

@@ -192,6 +192,7 @@ async def _online(
             bus = await stack.connect()
             closing.push_async_callback(bus.drain)
         try:
+            await store.ping()
             log = trust.logs[0].name if trust.logs else None
             anchors: list[Anchor] = _witnesses(witnesses, trust, log)
             if bus and log and (held := await auditing.held(bus, log)):

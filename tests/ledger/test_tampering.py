@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pymongo
 import pytest
+from typer.testing import CliRunner
 
+from deploy.cli import app
+from deploy.errors import SetupError
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
 from services.ledger import auditing, notes
@@ -355,3 +360,85 @@ def test_a_stolen_key_alone_satisfies_nobody(log: Log, data: Data) -> None:
     line = thief.sign(body, 1_800_000_000).line
     data["cosigs"].insert_one({"_id": f"{SIZE}/x", "size": SIZE, "witness": "witness.a.test", "line": line})
     assert found(log.audit()) == [("unwitnessed", SIZE, "most")]
+
+
+async def test_the_stream_is_asked_whether_gaps_are_gaps_and_samples_the_same(bench: Bench) -> None:
+    config = await bench.admin.stream_config("EVENTS")
+    assert config is not None
+    await bench.admin._api("STREAM.DELETE.EVENTS")
+    await bench.admin.apply_stream({**config, "deny_delete": False, "deny_purge": False}, new=True)
+    await bench.publish(*[message(submitted(n)) for n in range(8)])
+    for lost in (3, 4):
+        await bench.admin.delete("EVENTS", lost)
+    bench.ingest()
+    leaves = [orjson.loads(leaf) for leaf in await bench.leaves(7)]
+    assert [leaf["gap"] for leaf in leaves if leaf["kind"] == "gap"] == [{"from": 3, "to": 4}]
+    await bench.stop()
+
+    async def compared() -> Report:
+        report, audit = await auditing.audit_store(bench.store, Policy())
+        await auditing.audit_stream(bench.admin, bench.store, audit, report)
+        return report
+
+    honest = await compared()
+    assert (found(honest), honest.kinds) == ([], {"event": 6, "gap": 1})
+    # Another stream under the same name, in which nothing was lost: the gap is none, and what follows is not what was read.
+    await bench.admin._api("STREAM.DELETE.EVENTS")
+    await streams.apply(bench.admin)
+    await bench.publish(*[message(submitted(n + (n > 5))) for n in range(8)])
+    assert [each.code for each in (await compared()).findings.listed] == ["stream"]
+    created = (await bench.admin.state()).created
+    with pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri) as client:
+        events = client[bench.database]["events"]
+        for document in list(events.find()):
+            leaf = orjson.loads(document["b"])
+            leaf["src"]["created"] = created
+            data = orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS)
+            events.update_one({"_id": document["_id"]}, {"$set": {"b": data, "h": leaf_hash(data)}})
+    assert found(await compared()) == [("gap_untrue", 2, "gap"), ("stream", 6, "8"), ("stream", 5, "7")]
+
+
+async def test_a_stream_made_anew_is_another_source_and_no_fault_of_the_log(bench: Bench) -> None:
+    ingest = bench.ingest()
+    await bench.publish(*[message(submitted(n)) for n in range(4)])
+    await bench.leaves(4)
+    await bench.admin._api("STREAM.DELETE.EVENTS")
+    await streams.apply(bench.admin)
+    await bench.publish(*[message(submitted(n)) for n in range(6)])
+    await bench.leaves(4 + 1 + 6)
+    assert ingest.prefix is not None
+    report, audit = await auditing.audit_store(bench.store, Policy())
+    await auditing.audit_stream(bench.bus, bench.store, audit, report)
+    assert (found(report), report.kinds) == ([], {"dup": 4, "event": 6, "reset": 1})
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """The command, without a process of its own."""
+    done = CliRunner().invoke(app, ["ledger", "verify", *arguments])
+    return (2, str(done.exception)) if isinstance(done.exception, SetupError) else (done.exit_code, done.stdout)
+
+
+def test_the_command_says_what_it_found_and_what_it_could_not_look_at(log: Log, data: Data, tmp_path: Path) -> None:
+    where = ["--mongodb", log.mongo.admin_uri, "--database", log.database]
+    code, said = run(*where, "--vkey", log.key.verifier.text)
+    assert (code, said.splitlines()[-1]) == (0, "无误 / nothing is wrong"), said
+    assert "未核对 / not looked at（没有给出 --policy / no --policy was given）" in said
+    set_fields(302, ar="another")(data, log)
+    code, said = run(*where, "--json", "--no-projections", "--vkey", log.key.verifier.text)
+    document = orjson.loads(said)
+    assert (code, document["ok"], document["counts"]) == (1, False, {"indexed_field": 1})
+    [finding] = document["findings"]
+    assert (finding["code"], finding["index"], finding["field"]) == ("indexed_field", 302, "ar")
+    (tmp_path / "other").write_text(Note.parse(log.held.note).text.replace(f"\n{SIZE}\n", f"\n{SIZE + 9}\n"))
+    for wrong in (
+        ["--mongodb", "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=300"],
+        [*where, "--vkey", "nonsense"],
+        [*where, "--policy", str(tmp_path / "none")],
+        [*where, "--file", "x"],
+        ["--file", str(tmp_path / "none")],
+        ["--file", str(tmp_path / "other")],
+        ["--dir", str(tmp_path)],
+        ["--data", str(tmp_path)],
+    ):
+        code, said = run(*wrong)
+        assert (code, len(said.splitlines())) == (2, 1), (wrong, said)

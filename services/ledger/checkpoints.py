@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 from prometheus_client import Gauge
@@ -171,7 +172,7 @@ class Signer:
     async def run(self, stop: asyncio.Event) -> None:
         """Sign until told to stop, then once more, so that the last checkpoint is of the whole log."""
         while True:
-            last = stop.is_set()
+            last, began = stop.is_set(), monotonic()
             try:
                 async with asyncio.timeout(10):
                     await self.step()
@@ -180,7 +181,7 @@ class Signer:
             if last:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), EVERY_S)
+                await asyncio.wait_for(stop.wait(), max(0.0, began + EVERY_S - monotonic()))
 
     async def step(self) -> None:
         """

@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pymongo
 import pytest
 import pytest_asyncio
 
 from deploy.cli import PEOPLES_PACE
 from deploy.errors import SetupError
+from deploy.servers import DATABASE
 from deploy.stack import Stack
+from services.ledger import tree
 from services.ledger.notes import Checkpoint, Note
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -148,3 +152,82 @@ async def test_a_lost_bus_comes_back_and_everybody_goes_on(drill: Drill) -> None
     report = drill.paidan("ledger", "redecide")
     assert (report["differ"], report["not_run"]) == ([], {})
     assert report["matches"] >= 3
+
+
+async def test_an_old_copy_of_the_database_is_brought_up_to_date_and_a_forged_one_is_not_signed(drill: Drill) -> None:
+    stack = drill.stack
+    backup = stack.data.parent / "backup"
+    await drill.signed()
+    await stack.stop()
+    shutil.copytree(stack.data / "mongo" / "db", backup)
+    await stack.start()
+    after = await drill.submit("drill-after-the-backup")
+    await drill.finish(after)
+    last = await drill.signed()
+    held = await on_the_bus(stack)
+    await stack.stop()
+
+    put_back(stack, backup)
+    async with stack.servers_alone():
+        forge(stack)
+    starting = asyncio.create_task(stack.start())
+    assert await unready(drill, "ledger", "checkpoints") == "diverged"
+    assert await on_the_bus(stack) == held, "nothing was signed"
+    starting.cancel()
+    with suppress(asyncio.CancelledError):
+        await starting
+    await stack.stop()  # it may have been ready before it looked
+
+    put_back(stack, backup)
+    await stack.start()
+    again = await drill.signed()
+    assert again.size >= last.size
+    _, *lines, _ = (await drill.call("GET", "ledger", f"/v1/events?kinds=all&to={last.size}")).splitlines()
+    stored = [line.partition(b'"leaf":')[2][:-1] for line in map(str.encode, lines)]
+    assert tree.root_of(map(tree.leaf_hash, stored)) == last.root, "the same leaves came again"
+    assert (await drill.call("GET", "ledger", f"/v1/cases/{after}"))["case"]["state"] == "done"
+    assert drill.paidan("ledger", "verify")["findings"] == []
+
+
+def put_back(stack: Stack, backup: Path) -> None:
+    """The database is gone; an old copy takes its place."""
+    shutil.rmtree(stack.data / "mongo" / "db")
+    shutil.copytree(backup, stack.data / "mongo" / "db")
+
+
+def forge(stack: Stack) -> None:
+    """Another leaf with its hash, and nothing left that was made of the old one: as good as a forger can who may do everything."""
+    assert stack.mongo
+    with pymongo.MongoClient[dict[str, Any]](stack.mongo.admin_uri) as client:
+        database = client[DATABASE]
+        leaf = database["events"].find_one({"ty": "cn.paidan.task.done.v1"})
+        assert leaf
+        forged = leaf["b"].replace(b'"outcome":"solved"', b'"outcome":"absent"')
+        assert forged != leaf["b"]
+        database["events"].update_one({"_id": leaf["_id"]}, {"$set": {"b": forged, "h": tree.leaf_hash(forged)}})
+        database["tiles"].delete_many({})
+        database["checkpoints"].delete_many({})
+
+
+async def on_the_bus(stack: Stack) -> bytes:
+    """The last checkpoint, as it is held outside the database."""
+    admin = await stack.connect()
+    async with asyncio.timeout(WITHIN_S):
+        found = await admin.next("$KV.CHECKPOINTS.>", after=0, stream="KV_CHECKPOINTS")
+    await admin.drain()
+    assert found
+    return found.data
+
+
+async def unready(drill: Drill, service: str, what: str) -> str:
+    """Why a service says that it is not ready, once it says so about this."""
+    ends = time.monotonic() + WITHIN_S
+    while True:
+        with suppress(httpx2.HTTPError):
+            missing: dict[str, str] = (
+                (await drill.http.get(f"{drill.stack.urls[service]}/readyz")).json().get("missing", {})
+            )
+            if what in missing and "truncated" not in missing[what]:
+                return missing[what].partition(":")[0]
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.1)

@@ -18,7 +18,7 @@ from tests.bench.harness import REPORT, Benchmark, Row, Workshop, write_report
 
 BENCHMARKS = (
     *("pipe", "intake", "latency", "stream", "flood", "commit", "recovery", "memory", "login", "auth", "seal"),
-    "ledger_ingest",
+    *("ledger_ingest", "ledger_replay", "ledger_audit", "ledger_proofs", "ledger_checkpoint"),
 )
 """In this order: those that share a filled stream come one after the other. Each is a module of this package with `run`."""
 
@@ -30,12 +30,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes: whether it works, not how fast")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.add_argument("--report", type=Path, default=REPORT, metavar="FILE", help="where to write it")
+    parser.add_argument(
+        "--facts", type=int, default=150_000, metavar="N", help="how many the ledger's benchmarks work on (%(default)s)"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     telemetry.configure("bench", "1", format="console", level="error")  # standard output is for the report
     names = [name for name in BENCHMARKS if name in options.names or not options.names]
-    rows = uvloop.run(_run(names, quick=options.quick))
+    rows = uvloop.run(_run(names, quick=options.quick, facts=options.facts))
     write_report(rows, options.report)
     if options.json:
         print(json.dumps([row.document() for row in rows], indent=2, ensure_ascii=False))
@@ -44,14 +47,14 @@ def main() -> int:
     return int(not options.quick and any(row.met is False for row in rows))
 
 
-async def _run(names: list[str], *, quick: bool) -> list[Row]:
+async def _run(names: list[str], *, quick: bool, facts: int) -> list[Row]:
     began = time.monotonic()
 
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}" if line else "", file=sys.stderr, flush=True)
 
     rows: list[Row] = []
-    async with Workshop(quick, say) as workshop:
+    async with Workshop(quick, say, facts) as workshop:
         for name in names:
             benchmark: Benchmark = import_module(f"tests.bench.{name}").run
             rows += await benchmark(workshop)

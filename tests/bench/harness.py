@@ -98,11 +98,13 @@ class Workshop:
 
     Args:
         quick: small sizes, to see that everything works; the figures mean little.
+        facts: how many the ledger's benchmarks work on.
         say: told what is being done, in a line.
     """
 
     quick: bool
     say: Callable[[str], None]
+    facts: int = 150_000
     folder: Path = field(init=False)
     identities: Identities = field(init=False)
     closing: AsyncExitStack = field(init=False)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import pytest
 import rfc8785
 from hypothesis import given
@@ -231,6 +232,38 @@ def test_any_subject_is_right_or_malformed(tokens: list[str]) -> None:
     except MalformedError:
         return
     assert tokens[:3] == ["evt", "420106", "intake"]
+
+
+def exact(value: Any) -> bool:
+    """Whether all numbers in it are integers that readers of every language hold."""
+    if isinstance(value, dict):
+        return all(map(exact, value.values()))
+    if isinstance(value, list):
+        return all(map(exact, value))
+    return not isinstance(value, float) and (not isinstance(value, int) or -(2**53) < value < 2**53)
+
+
+ODD = values | st.floats(allow_nan=False) | st.sampled_from([2**53 - 1, 2**53, -(2**53), 2**63, 2**64, -0.0, 1e300])
+
+
+@given(st.sampled_from(FACTS), st.lists(st.tuples(st.integers(0, 40), ODD), max_size=3))
+def test_what_is_accepted_is_exact_and_canonical(fact: Fact, changes: list[tuple[int, Any]]) -> None:
+    sent = envelope(fact)
+    event = json.loads(sent.encode())
+    for n, value in changes:
+        held = event["data"] if isinstance(event["data"], dict) and n % 2 else event
+        held[sorted(held)[n % len(held)]] = value
+    data = json.dumps(event, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    plain = exact(event) and orjson.dumps(event, option=orjson.OPT_SORT_KEYS) == data
+    try:
+        found = decode(sent.subject, data)
+    except MalformedError as why:
+        code = why.code
+    else:
+        code = ""
+        assert rfc8785.dumps(event) == data
+        assert (found.fact, found.id) == (type(fact).model_validate(event["data"]), event["id"])
+    assert code != ("canonical" if plain else "")
 
 
 def test_what_belongs_to_no_area_says_so() -> None:

@@ -6,12 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from services.ledger.ingesting import BATCH_MAX
 from services.ledger.leaves import Leaf
 
 HANDED_MAX = 10_000
 """Leaves kept in memory; whoever is further behind reads them back from the store."""
-FULL = 1000
-"""So many stored at once: the ingest is behind, and more is sure to come."""
 
 
 class Handed:
@@ -37,11 +36,11 @@ class Handed:
         ):
             self._leaves.clear()
         self._leaves.extend(stored)
-        self._coming = len(stored) >= FULL
+        self._coming = len(stored) >= BATCH_MAX
         self.wake.set()
 
     async def gather(self, many: int, within_s: float) -> None:
-        """While the ingest is behind, let so many come together."""
+        """While full batches come, and so more is sure to follow, let so many come together."""
         try:
             async with asyncio.timeout(within_s):
                 while self._coming and len(self._leaves) < many:

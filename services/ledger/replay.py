@@ -244,6 +244,8 @@ async def _chunks(log: Log, replay: Replay) -> AsyncGenerator[Chunk]:
         finally:
             coming.cancel()
             await asyncio.wait([coming])
+            if not coming.cancelled():
+                coming.exception()  # looked at: whoever reads has gone, or has been told already
 
 
 async def _proved(chunk: Chunk, lost: frozenset[str], replay: Replay, format: Format, proofs: Proofs) -> bytes:

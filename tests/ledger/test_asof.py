@@ -61,14 +61,14 @@ def handed_over(n: int, round_: int, to: str) -> TaskHandedOver:
 
 @st.composite
 def histories(draw: st.DrawFn) -> Memory:
-    """Cases that are opened, taken, handed from office to office, ended and opened again, in any order."""
-    log, rounds = Memory(), dict.fromkeys(range(4), 1)
+    """Cases that are opened, taken, handed from office to office, ended and opened again; time runs in each as it likes."""
+    log, rounds, clocks = Memory(), dict.fromkeys(range(4), 1), dict.fromkeys(range(4), 0)
     offices: dict[int, str] = {}
     at_hand: set[int] = set()
     over: set[int] = set()
     for _ in range(draw(st.integers(1, 30))):
         n, what = draw(st.integers(0, 3)), draw(st.sampled_from("oohaadcwr!"))
-        at_s = draw(st.integers(0, 100))
+        clocks[n] = at_s = clocks[n] + draw(st.integers(0, 20))
         if n not in offices:
             offices[n] = WUCHANG
             log.add(submitted(n, at_s=at_s))

@@ -320,31 +320,48 @@ class Part:
             if found != head.n:
                 self._report.findings.say("withheld", None, district, head.n, found)
             elif found and self._last[district] != head.last:
-                self._report.findings.say("withheld", self._last[district], district, head.last, self._last[district])
+                self._report.findings.say("header", None, f"heads.{district}.last", self._last[district], head.last)
 
 
 def _feed_whole(lines: Iterator[bytes], audit: Audit, size: int, progress: Progress) -> Mapping[str, Any] | None:
     """Give an audit the leaves of a whole replay; its last line."""
     batch: list[tuple[int, bytes, None]] = []
+    due = 0
     for line in lines:
-        if not line.startswith(b'{"s":'):
+        prefix = b'{"s":%d,"leaf":' % due
+        if line.startswith(prefix) and line.endswith(b"}\n"):
+            batch.append((due, line[len(prefix) : -2], None))
+            due += 1
+        elif line.startswith(b'{"s":'):
+            due = _out_of_order(line, batch, audit, due)
+        else:
             audit.take(batch)
-            try:
-                said = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                return None
-            return said if isinstance(said, dict) and said.get("end") is True else None
-        at = line.find(b',"leaf":', 6, 32)
-        try:
-            batch.append((int(line[5:at]), line[at + 8 : -2] if line[-1] == 10 else line[at + 8 : -1], None))
-        except ValueError:
-            audit.findings.say("leaf_unreadable", audit.size + len(batch), "line")
+            return _trailer(line)
         if len(batch) == LINES:
             audit.take(batch)
             batch.clear()
             progress(audit.size, size)
     audit.take(batch)
     return None
+
+
+def _out_of_order(line: bytes, batch: list[tuple[int, bytes, None]], audit: Audit, due: int) -> int:
+    """A leaf that is not the one that is due, or a line that was cut; which one is due now."""
+    try:
+        index = int(line[5 : line.index(b",")])
+        batch.append((index, line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1], None))
+    except ValueError:
+        audit.findings.say("leaf_unreadable", due, "line")
+        return due
+    return max(due, index + 1)
+
+
+def _trailer(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        said = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return said if isinstance(said, dict) and said.get("end") is True else None
 
 
 def _header(line: bytes) -> Mapping[str, Any]:

@@ -328,11 +328,11 @@ class Audit:
                 if not late:
                     self.newest = recorded
                 self.sequence += 1
-                counted = []
+                counted = ""
                 for scope in counts:
                     scope.n += 1
                     scope.last = index
-                    counted.append(f"{scope.text}{scope.n}}}")
+                    counted = f"{counted}{scope.text}{scope.n}}},"
                 if case is None:
                     head = '{"event":'
                 else:
@@ -340,7 +340,7 @@ class Audit:
                     head = f'{{"case":{{"id":"{case}","n":{n}}},"event":'
                 tail = (
                     f',"index":{index},"kind":"event",{LATE if late else ""}"log":{log},"recorded":"{recorded}"'
-                    f',"scopes":[{",".join(counted)}],{self._source}{self.sequence},"stream":"{STREAM}"}}'
+                    f',"scopes":[{counted[:-1]}],{self._source}{self.sequence},"stream":"{STREAM}"}}'
                     f',"subject":"{subject}","v":"{VERSION}"}}'
                 )
                 if data != b"".join((head.encode(), text, tail.encode())):
@@ -591,9 +591,10 @@ def is_canonical(value: Any, data: bytes) -> bool:
             return False
     except TypeError:  # an integer too large
         return False
-    inside = value.get("data", value)
-    if data.isascii() and set(map(type, inside.values())) <= FLAT:
-        return True
+    # As it is with nearly every event: text alone, and data without anything inside.
+    kinds = list(map(type, value.values()))
+    if kinds.count(str) == len(kinds) - 1 and type(inside := value.get("data")) is dict and data.isascii():
+        return set(map(type, inside.values())) <= FLAT or _exact(inside)
     return _exact(value)
 
 

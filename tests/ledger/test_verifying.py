@@ -313,7 +313,14 @@ def test_a_fact_that_counts_twice_is_found() -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [{"data": {"a": 1.5}}, {"data": {"a": 2**53}}, {"data": {"a": {"b": [1.0]}}}, {"data": {"\U0001f600": "a"}}],
+    [
+        {"extra": 1.5},
+        {"extra": {"a": 1.0}},
+        {"data": {"a": 1.5}},
+        {"data": {"a": 2**53}},
+        {"data": {"a": {"b": [1.0]}}},
+        {"data": {"\U0001f600": "a"}},
+    ],
 )
 def test_what_other_readers_would_read_otherwise_is_not_canonical(event: Any) -> None:
     of = list(documents(LOG_OF_700[:3]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, Self
 
@@ -252,7 +253,7 @@ class _Subtrees:
             tile = self._tiles[level, number] = await self._read(Tile(level, number, width))
             if len(tile) != width * HASH_BYTES:
                 raise ProofError(f"tile {Tile(level, number, width).path} has {len(tile)} bytes")
-        return perfect_root(split(tile[at * HASH_BYTES : (at + (1 << inside)) * HASH_BYTES]))
+        return _levels(tile)[inside][at >> inside]
 
     async def range_root(self, start: int, end: int) -> bytes:
         """The root over [start, end), where start is a multiple of a power of two that is at least as large as the range."""
@@ -265,6 +266,15 @@ class _Subtrees:
         while pieces:
             root = node_hash(pieces.pop(), root)
         return root
+
+
+@lru_cache(maxsize=512)
+def _levels(tile: bytes) -> list[list[bytes]]:
+    """The roots of all perfect subtrees inside a tile, by height: a proof asks for eight of them, its neighbours for others. 33 KB each."""
+    levels = [split(tile)]
+    while len(below := levels[-1]) > 1:
+        levels.append([node_hash(below[n], below[n + 1]) for n in range(0, len(below) - 1, 2)])
+    return levels
 
 
 def _half(size: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
 from services.ledger.cases import moment
-from services.ledger.rounds import PERSONAL, Fold, Round, ms
+from services.ledger.rounds import Fold, Round, ms
 from shared.facts import HUB, Condition, Counted, Formula, FormulaSet, Name, plain
 
 VERSION = "paidan/figures/1"
@@ -136,23 +136,21 @@ def count(fold: Fold, asked: Question, at: int, formulas: FormulaSet | None = No
         for appeal in fold.appeals(district):
             if appeal.granted:
                 granted.setdefault((appeal.request, appeal.figure), []).append(appeal.id)
-        sets: dict[str, FormulaSet] = {}
+        sets: dict[str, _Ready] = {}
         for round_ in fold.rounds(district, at):
             if asked.area not in (None, round_.area) or asked.item not in (None, round_.item):
                 continue
             for counted, when in round_.moments.items():
-                if when > at or round_.office(when) != district:
-                    continue
-                month = _month(when // 60_000, zone)
-                if asked.month not in (None, month):
+                if when > at or asked.month not in (None, month := _month(when // 900_000, zone)):
                     continue
                 if (chosen := sets.get(month)) is None:
-                    chosen = sets[month] = formulas or in_force(fold, district, month)
+                    chosen = sets[month] = _Ready.of(formulas or in_force(fold, district, month))
+                if (here := chosen.counted.get(counted)) is None or round_.office(when) != district:
+                    continue
                 for row, conditions in _rows_of(round_, asked.by, district, month):
                     cells = rows.setdefault((district, row), {})
-                    for formula in chosen.formulas:
-                        if formula.counted == counted:
-                            _count(cells, chosen, formula, round_, conditions, granted)
+                    for formula in here:
+                        _count(cells, chosen.named, formula, round_, conditions, granted)
         if asked.by == "district":
             rows.setdefault((district, district), {})
     order = {figure: n for n, figure in enumerate(_figures(fold, formulas))}
@@ -175,45 +173,63 @@ def _figures(fold: Fold, formulas: FormulaSet | None) -> Iterable[str]:
     return dict.fromkeys(formula.figure for each in sets for formula in each.formulas)
 
 
-def _rows_of(round_: Round, by: By, district: str, month: str) -> Iterator[tuple[str, frozenset[Condition]]]:
+class _Weighed(NamedTuple):
+    """A formula made ready for many rounds."""
+
+    formula: Formula
+    denominator: frozenset[Condition]
+    numerator: frozenset[Condition]
+    graded: bool
+
+
+class _Ready(NamedTuple):
+    """A set of formulas by the moment at which they count, and what names it."""
+
+    named: tuple[str, int, str]
+    counted: Mapping[Counted, Sequence[_Weighed]]
+
+    @classmethod
+    def of(cls, formulas: FormulaSet) -> _Ready:
+        counted: dict[Counted, list[_Weighed]] = {}
+        for formula in formulas.formulas:
+            denominator, numerator = frozenset(formula.denominator), frozenset(formula.numerator)
+            graded = "satisfied" in {*denominator, *numerator, *formula.without}
+            counted.setdefault(formula.counted, []).append(_Weighed(formula, denominator, numerator, graded))
+        return cls((formulas.district, formulas.version, formulas.valid_from.isoformat()), counted)
+
+
+def _rows_of(round_: Round, by: By, district: str, month: str) -> Iterable[tuple[str, frozenset[Condition]]]:
     """The rows that a round counts in, with what holds for it there."""
-    if by != "person":
-        yield {"district": district, "area": round_.area, "item": round_.item, "month": month}[by], round_.conditions
-        return
-    for member, own in round_.members.items():
-        yield member, (round_.conditions - PERSONAL | own) if member == round_.holder else own
+    if by == "person":
+        return round_.people()
+    return [({"district": district, "area": round_.area, "item": round_.item, "month": month}[by], round_.conditions)]
 
 
 def _count(
     cells: dict[str, Cell],
-    chosen: FormulaSet,
-    formula: Formula,
+    named: tuple[str, int, str],
+    weighed: _Weighed,
     round_: Round,
-    conditions: frozenset[Condition],
+    holds: frozenset[Condition],
     granted: Mapping[tuple[str, str], list[str]],
 ) -> None:
-    def holds(wanted: Iterable[Condition]) -> bool:
-        return all(
-            one in conditions
-            if one != "satisfied"
-            else "rated" in conditions and round_.grade is not None and round_.grade >= formula.grade
-            for one in wanted
-        )
-
-    if not holds(formula.denominator):
+    formula = weighed.formula
+    if weighed.graded and "rated" in holds and (round_.grade or 0) >= formula.grade:
+        holds |= {"satisfied"}
+    if not weighed.denominator <= holds:
         return
     cell = cells.get(formula.figure)
     if cell is None:
         cell = cells[formula.figure] = Cell(formula)
-    cell.sets.add((chosen.district, chosen.version, chosen.valid_from.isoformat()))
-    if left_out := next((one for one in formula.without if holds((one,))), None):
+    cell.sets.add(named)
+    if left_out := next((one for one in formula.without if one in holds), None):
         cell.excluded[left_out] += 1
     elif appeals := granted.get((round_.request, formula.figure)):
         cell.excluded["appeal"] += 1
         cell.appeals.update(appeals)
     else:
         cell.denominator += 1
-        if holds(formula.numerator):
+        if weighed.numerator <= holds:
             cell.numerator += round_.owners if formula.adds == "owners" else 1
 
 
@@ -410,6 +426,6 @@ def _guarded(value: Any) -> Any:
 
 
 @lru_cache(maxsize=65_536)
-def _month(minute: int, zone: str) -> str:
-    """The local month of a minute since 1970."""
-    return datetime.fromtimestamp(minute * 60, UTC).astimezone(ZoneInfo(zone)).strftime("%Y-%m")
+def _month(quarter: int, zone: str) -> str:
+    """The local month of a quarter of an hour since 1970: no zone's midnight lies within one."""
+    return datetime.fromtimestamp(quarter * 900, UTC).astimezone(ZoneInfo(zone)).strftime("%Y-%m")

@@ -8,10 +8,11 @@ that an office finds the same from its own replay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from sys import intern
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -82,16 +83,16 @@ class _Task:
 
     office: str | None = None
     round: int | None = None
-    offered: frozenset[str] = frozenset()
-    accepted: frozenset[tuple[int, str]] = frozenset()
-    declined: frozenset[str] = frozenset()
+    offered: tuple[str, ...] = ()
+    accepted: tuple[tuple[int, str], ...] = ()
+    declined: tuple[str, ...] = ()
     arrived: int | None = None
     done: int | None = None
     closed: int | None = None
     passed_on: int | None = None
     parked: int = -1
     resumed: int = -1
-    flags: frozenset[Condition] = frozenset()
+    flags: tuple[Condition, ...] = ()
     clocks: _Clocks | None = None
     """Those that were moved while it was open."""
 
@@ -105,17 +106,17 @@ class _Case:
     """What one office's leaves say of one request."""
 
     filed: bool = False
-    flags: frozenset[Condition] = frozenset()
+    flags: tuple[Condition, ...] = ()
     where: tuple[int, int, str, str] = (-1, 0, "", "")
     """When that was said, how weighty it is, area, item."""
     rounds: dict[int, tuple[int, _Clocks]] = field(default_factory=dict)
     """When each began, and its clocks."""
     tasks: dict[str, _Task] = field(default_factory=dict)
-    owners: frozenset[tuple[int, int, str]] = frozenset()
+    owners: tuple[tuple[int, int, str], ...] = ()
     """From when on, in which order at that moment, which office is responsible."""
-    moves: frozenset[str] = frozenset()
-    ratings: frozenset[tuple[int, int, bool]] = frozenset()
-    called: frozenset[int] = frozenset()
+    moves: tuple[str, ...] = ()
+    ratings: tuple[tuple[int, int, bool], ...] = ()
+    called: tuple[int, ...] = ()
     withdrawn: int | None = None
 
     def task(self, id: str) -> _Task:
@@ -129,7 +130,7 @@ class _Case:
         clocks = _Clocks.of(at, rank, data["due"])
         begun, known = self.rounds.get(round_, (at, clocks))
         self.rounds[round_] = min(at, begun), max(clocks, known)
-        self.where = max(self.where, (at, rank, area, data["item"]))
+        self.where = max(self.where, (at, rank, intern(area), intern(data["item"])))
 
 
 class Round(NamedTuple):
@@ -139,8 +140,7 @@ class Round(NamedTuple):
     Attributes:
         moments: in ms, of those that there are.
         owners: how many offices were responsible for the case one after the other, as far as this office was told.
-        members: whom this office asked, with what holds for each of them alone (`PERSONAL`).
-        holder: which of them held it last: what else holds for the round holds for them.
+        spans: from when on, in which order at that moment, which office was responsible.
     """
 
     request: str
@@ -150,9 +150,9 @@ class Round(NamedTuple):
     moments: Mapping[Counted, int]
     grade: int | None
     owners: int
-    spans: Sequence[tuple[int, int, str]]
-    members: Mapping[str, frozenset[Condition]]
-    holder: str | None
+    spans: tuple[tuple[int, int, str], ...]
+    ours: tuple[_Task, ...]
+    clocks: _Clocks
 
     def office(self, at: int) -> str:
         """The office that was responsible at a moment."""
@@ -162,6 +162,21 @@ class Round(NamedTuple):
                 break
             found = office
         return found
+
+    def people(self) -> Iterator[tuple[str, frozenset[Condition]]]:
+        """This office's members who were asked, each with what holds for them; for whoever held it last, what holds for the round too."""
+        own: dict[str, set[Condition]] = {}
+        for task in self.ours:
+            for member in task.offered:
+                own.setdefault(member, set()).add("offered")
+            for member in task.declined:
+                own.setdefault(member, set()).add("declined")
+            for when, member in task.accepted:
+                in_time = when <= self.clocks.sign
+                own.setdefault(member, set()).update(("signed", "signed_in_time") if in_time else ("signed",))
+        _, holder = max((held for task in self.ours for held in task.accepted), default=(0, None))
+        for member, holds in own.items():
+            yield member, (self.conditions - PERSONAL | holds) if member == holder else frozenset(holds)
 
 
 class Appeal(NamedTuple):
@@ -213,7 +228,7 @@ class Fold:
         if (setter := _REGISTER.get(name)) is not None:
             self.register = evolve(self.register, setter.model_validate(event["data"]))
             return
-        at, data, office, area = _ms(event["time"]), event["data"], tokens[1], tokens[3]
+        at, data, office, area = _ms(event["time"]), event["data"], intern(tokens[1]), tokens[3]
         if name == FigureAppealed.name:
             self._appeals[data["appeal_id"]] = office, data["request_id"], data["figure"]
         elif name == FigureRuled.name:
@@ -225,7 +240,7 @@ class Fold:
             self._scores[key] = max(score, self._scores.get(key, score))
         elif name in _CASE_FACTS and (request := event.get("correlationid")) is not None:
             for scope in document["scopes"]:
-                whose = scope["d"]
+                whose = intern(scope["d"])
                 if whose == HUB or self._district not in (None, whose):
                     continue
                 case = self._cases.get((whose, request))
@@ -268,45 +283,45 @@ def _step(case: _Case, name: str, at: int, office: str, area: str, data: dict[st
     match name:
         case "request.submitted":
             case.filed = True
-            case.owners |= {(at, 0, office)}
+            case.owners = _with(case.owners, (at, 0, office))
             case.says(1, at, 0, area, data)
             if data["channel"] in FOUND_BY:
-                case.flags |= {"found"}
+                case.flags = _with(case.flags, "found")
             if "contact" in data.get("sealed", {}).get("parts", ()):
-                case.flags |= {"contactable"}
+                case.flags = _with(case.flags, "contactable")
             if "same_as" in data:
-                case.flags |= {"duplicate"}
+                case.flags = _with(case.flags, "duplicate")
             return
         case "request.reopened":
             case.says(data["round"], at, 0, area, data)
             return
         case "request.rated":
-            case.ratings |= {(at, data["grade"], data["solved"])}
+            case.ratings = _with(case.ratings, (at, data["grade"], data["solved"]))
             return
         case "request.withdrawn":
             case.withdrawn = _first(case.withdrawn, at)
             return
         case "request.disclosed":
             if "contact" in data["parts"] and not data["to"].startswith("service:"):
-                case.called |= {at}
+                case.called = _with(case.called, at)
             return
     task = case.task(data["task_id"])
     match name:
         case "task.opened":
             task.office, task.round = office, data["round"]
-            case.owners |= {(at, 2, office)}
+            case.owners = _with(case.owners, (at, 2, office))
             case.says(data["round"], at, 1, area, data)
         case "task.handed_over":
             task.round = data["round"]
-            case.moves |= {data["new_task_id"]}
-            case.owners |= {(at, 0, office), (at, 1, data["to"])}  # the giver's until then
+            case.moves = _with(case.moves, data["new_task_id"])
+            case.owners = _with(case.owners, (at, 0, office), (at, 1, intern(data["to"])))  # the giver's until then
             case.says(data["round"], at, 0, area, data)
         case "task.offered":
-            task.offered |= {*data["members"]}
+            task.offered = _with(task.offered, *map(intern, data["members"]))
         case "task.accepted":
-            task.accepted |= {(at, data["member_id"])}
+            task.accepted = _with(task.accepted, (at, intern(data["member_id"])))
         case "task.declined":
-            task.declined |= {data["member_id"]}
+            task.declined = _with(task.declined, intern(data["member_id"]))
         case "task.arrived":
             task.arrived = _first(task.arrived, at)
         case "task.done":
@@ -320,14 +335,14 @@ def _step(case: _Case, name: str, at: int, office: str, area: str, data: dict[st
             task.resumed = max(task.resumed, at)
             task.moved(at, data)
         case "task.extended":
-            task.flags |= {"extended"}
+            task.flags = _with(task.flags, "extended")
             task.moved(at, data)
         case "task.unplaced":
-            task.flags |= {"unplaced"}
+            task.flags = _with(task.flags, "unplaced")
         case "handover.offered":
             task.passed_on = _first(task.passed_on, at)
         case "handover.returned":
-            task.flags |= {"returned"}
+            task.flags = _with(task.flags, "returned")
 
 
 # --- from a case to its rounds -------------------------------------------------------------------------------------------
@@ -337,56 +352,67 @@ def _rounds(district: str, request: str, case: _Case, at: int) -> Iterator[Round
     """As of a moment, for one office; none where we were told of the case and never whose it is."""
     order = sorted(case.rounds) if case.owners else []
     begun = [case.rounds[round_][0] for round_ in order]
-    spans = sorted(case.owners)
     for round_, since, until in zip(order, [-1, *begun[1:]], [*begun[1:], LATER], strict=True):
-
-        def within(moment: int, since: int = since, until: int = until) -> bool:
-            return since <= moment < until
-
-        tasks = [task for task in case.tasks.values() if task.round == round_]
-        ours = [task for task in tasks if task.office == district]
-        clocks = max([case.rounds[round_][1], *(task.clocks for task in tasks if task.clocks)])
-        holds = case.flags.union(*(task.flags for task in tasks))
-        holds |= _so(
-            filed=case.filed and round_ == 1,
-            reworked=until != LATER,
-            withdrawn=case.withdrawn is not None and within(case.withdrawn),
-            parked=any(task.parked > task.resumed for task in tasks),
-            offered=any(task.offered for task in tasks),
-            declined=any(task.declined for task in tasks),
-            due=clocks.life <= at,
-        )
+        began, clocks = case.rounds[round_]
+        holds: set[Condition] = {*case.flags}
+        signed = arrived = done = closed = passed_on = None
+        ours = []
+        for task in case.tasks.values():
+            if task.round != round_:
+                continue
+            if task.clocks is not None:
+                clocks = max(clocks, task.clocks)
+            holds.update(task.flags)
+            if task.offered:
+                holds.add("offered")
+            if task.declined:
+                holds.add("declined")
+            if task.parked > task.resumed:
+                holds.add("parked")
+            if task.accepted:
+                signed = _first(signed, task.accepted[0][0])
+            arrived, done, closed = _first(arrived, task.arrived), _first(done, task.done), _first(closed, task.closed)
+            if task.office == district:
+                passed_on = _first(passed_on, task.passed_on)
+                ours.append(task)
+        contacted = _first(arrived, done, *(call for call in case.called if since <= call < until))
+        if round_ == 1 and case.filed:
+            holds.add("filed")
+        if until != LATER:
+            holds.add("reworked")
+        if case.withdrawn is not None and since <= case.withdrawn < until:
+            holds.add("withdrawn")
+        if clocks.life <= at:
+            holds.add("due")
+        if signed is not None:
+            holds.update(("signed", "signed_in_time") if signed <= clocks.sign else ("signed",))
+        if contacted is not None:
+            holds.update(("contacted", "contacted_in_time") if contacted <= clocks.contact else ("contacted",))
         moments: dict[Counted, int] = {
-            "begun": case.rounds[round_][0],
+            "begun": began,
             "sign": clocks.sign,
             "contact": clocks.contact,
             "handle": clocks.handle,
             "life": clocks.life,
         }
-        signed = _first(*(when for task in tasks for when, _ in task.accepted))
-        contacted = _first(
-            *(task.arrived for task in tasks), *(task.done for task in tasks), *filter(within, case.called)
-        )
-        if signed is not None:
-            holds |= _so(signed=True, signed_in_time=signed <= clocks.sign)
-        if contacted is not None:
-            holds |= _so(contacted=True, contacted_in_time=contacted <= clocks.contact)
-        if (done := _first(*(task.done for task in tasks))) is not None:
+        if done is not None:
             moments["done"] = done
-            holds |= _so(done=True, done_in_time=done <= clocks.handle)
-        if (closed := _first(*(task.closed for task in tasks))) is not None:
+            holds.update(("done", "done_in_time") if done <= clocks.handle else ("done",))
+        if closed is not None:
             moments["closed"] = closed
-            holds |= _so(closed=True, closed_in_time=closed <= clocks.life)
-        if (passed_on := _first(*(task.passed_on for task in ours))) is not None:
+            holds.update(("closed", "closed_in_time") if closed <= clocks.life else ("closed",))
+        if passed_on is not None:
             moments["passed_on"] = passed_on
-            holds |= _so(passed_on=True)
+            holds.add("passed_on")
         grade = None
-        if judged := sorted(rating for rating in case.ratings if within(rating[0])):
-            moments["rated"], grade, solved = judged[-1]
-            holds |= _so(rated=True, solved=solved)
+        for when, given, solved in case.ratings:  # the last one of the round has the word
+            if since <= when < until:
+                moments["rated"], grade = when, given
+                holds.add("rated")
+                (holds.add if solved else holds.discard)("solved")
         yield Round(
-            *(request, case.where[2], case.where[3], holds, moments, grade, 1 + len(case.moves), spans),
-            *_people(ours, clocks),
+            *(request, case.where[2], case.where[3], frozenset(holds), moments, grade),
+            *(1 + len(case.moves), case.owners, tuple(ours), clocks),
         )
 
 
@@ -394,27 +420,12 @@ PERSONAL: frozenset[Condition] = frozenset({"offered", "declined", "signed", "si
 """What holds for each member who was asked; all else holds for whoever held the task last."""
 LATER = 2**53
 """Behind every moment."""
+T = TypeVar("T", bound=Any)
 
 
-def _people(ours: Sequence[_Task], clocks: _Clocks) -> tuple[dict[str, frozenset[Condition]], str | None]:
-    """An office's members who were asked, with what holds for each; and which of them held the round last."""
-    members: dict[str, frozenset[Condition]] = {}
-    for task in ours:
-        for member in {*task.offered, *task.declined, *(member for _, member in task.accepted)}:
-            signed = _first(*(at for at, whose in task.accepted if whose == member))
-            members[member] = members.get(member, frozenset()) | _so(
-                offered=member in task.offered,
-                declined=member in task.declined,
-                signed=signed is not None,
-                signed_in_time=signed is not None and signed <= clocks.sign,
-            )
-    held = max((held for task in ours for held in task.accepted), default=None)
-    return members, held[1] if held else None
-
-
-def _so(**conditions: bool) -> frozenset[Any]:
-    """Those that hold."""
-    return frozenset(name for name, holds in conditions.items() if holds)
+def _with(held: tuple[T, ...], *more: T) -> tuple[T, ...]:
+    """A small set, as a sorted tuple: a third of the memory."""
+    return tuple(sorted({*held, *more}))
 
 
 def _first(*moments: int | None) -> int | None:

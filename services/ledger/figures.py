@@ -157,6 +157,7 @@ def count(fold: Fold, asked: Question, at: int, formulas: FormulaSet | None = No
     return {
         key: dict(sorted(cells.items(), key=lambda cell: order.get(cell[0], len(order))))
         for key, cells in sorted(rows.items())
+        if cells or asked.by == "district"
     }
 
 

@@ -203,7 +203,7 @@ class Fold:
         self._district = district
         self._cases: dict[tuple[str, str], _Case] = {}
         self._appeals: dict[str, tuple[str, str, str]] = {}
-        self._ruled: dict[str, tuple[int, bool]] = {}
+        self._ruled: dict[str, bool] = {}
         self._scores: dict[tuple[str, str, str, str], tuple[int, str, int]] = {}
 
     @property
@@ -232,8 +232,7 @@ class Fold:
         if name == FigureAppealed.name:
             self._appeals[data["appeal_id"]] = office, data["request_id"], data["figure"]
         elif name == FigureRuled.name:
-            ruling = at, data["granted"]
-            self._ruled[data["appeal_id"]] = min(ruling, self._ruled.get(data["appeal_id"], ruling))
+            self._ruled[data["appeal_id"]] = data["granted"]  # there is one ruling: its id follows from the appeal's
         elif name == BuildingScored.name:
             key = office, data["month"], data["building"], data["by"]
             score = at, event["id"], data["points"]
@@ -257,7 +256,7 @@ class Fold:
     def appeals(self, district: str) -> list[Appeal]:
         """Every appeal of an office, by id."""
         return [
-            Appeal(id, request, figure, self._ruled[id][1] if id in self._ruled else None)
+            Appeal(id, request, figure, self._ruled.get(id))
             for id, (office, request, figure) in sorted(self._appeals.items())
             if office == district
         ]
@@ -405,7 +404,7 @@ def _rounds(district: str, request: str, case: _Case, at: int) -> Iterator[Round
             moments["passed_on"] = passed_on
             holds.add("passed_on")
         grade = None
-        for when, given, solved in case.ratings:  # the last one of the round has the word
+        for when, given, solved in case.ratings:
             if since <= when < until:
                 moments["rated"], grade = when, given
                 holds.add("rated")

@@ -321,11 +321,13 @@ def test_a_reopened_case_counts_again_with_clocks_and_an_end_of_its_own() -> Non
         request_id=request(1), reason="not_done", round=2, item="repair.leak", urgency=0, due=clocks
     )
     stream = [*a_life(1), said(reopened, again, 1), opened(1, again, round_=2, clocks=clocks)]
-    stream += [done(1, again + HOUR, round_=2), closed(1, again + 9 * DAY, round_=2)]
+    worse = RequestRated(request_id=request(1), grade=1, solved=False)
+    stream += [done(1, again + HOUR, round_=2), closed(1, again + 9 * DAY, round_=2), said(worse, again + DAY, 1)]
     november, december = (computed(log(stream), month=month) for month in ("2026-11", "2026-12"))
     assert counts(november, "rework") == (1, 1)
     assert counts(november, "closing_in_time") == (1, 1)
     assert counts(december, "rework") == (0, 1)
+    assert (counts(november, "solved"), counts(december, "solved")) == ((1, 1), (0, 1))
     assert counts(december, "closing_in_time") == (0, 1)
     assert counts(november, "moves") == (1, 1)
     assert [each["figure"] for each in december["rows"][0]["figures"]].count("moves") == 0, "filed once"
@@ -345,7 +347,7 @@ def test_more_time_moves_the_clock_and_a_case_taken_up_again_gets_new_ones() -> 
     assert shown["excluded"] == {"extended": 1}, "what was taken up again is set aside no longer"
 
 
-def handed_over(n: int, at: datetime, to: str = QINGSHAN) -> list[Envelope]:
+def handed_over(n: int, at: datetime, to: str = QINGSHAN, seen: str | None = None) -> list[Envelope]:
     """Wuchang's task becomes another office's."""
     moved = TaskHandedOver(
         task_id=task(n),
@@ -370,12 +372,13 @@ def handed_over(n: int, at: datetime, to: str = QINGSHAN) -> list[Envelope]:
         due=due(FIRST),
         by=derived_id("handover", n),
     )
-    return [said(moved, at, n, seen=f"{WUCHANG},{to}"), said(theirs, at + HOUR, n, of=to)]
+    return [said(moved, at, n, seen=f"{WUCHANG},{to}"), said(theirs, at + HOUR, n, of=to, seen=seen)]
 
 
 def test_a_case_counts_for_whoever_was_responsible_when_its_clock_ran_out() -> None:
     stream = [submitted(1, FIRST), opened(1, FIRST), offered(1, FIRST), *handed_over(1, FIRST + DAY)]
-    stream.append(closed(1, FIRST + 2 * DAY, round_=9, of=QINGSHAN))
+    theirs = FIRST + 2 * DAY
+    stream += [offered(1, theirs, "m-chen", round_=9, of=QINGSHAN), closed(1, theirs, round_=9, of=QINGSHAN)]
     found = log(stream)
     answered = computed(found)
     assert [row["district"] for row in answered["rows"]] == [WUCHANG, QINGSHAN]
@@ -384,6 +387,16 @@ def test_a_case_counts_for_whoever_was_responsible_when_its_clock_ran_out() -> N
     assert counts(answered, "signing", 0) == (0, 1)
     assert figure(answered, "moves", 0)["text"] == "2.0000"
     assert counts(answered, "closing_in_time", 1) == (1, 1)
+    theirs_too = {each["figure"] for each in answered["rows"][1]["figures"]}
+    assert "signing" not in theirs_too, "that clock ran out before it was theirs"
+
+
+def test_of_an_office_only_its_own_people_are_measured() -> None:
+    stream = [submitted(1, FIRST, seen=BOTH), opened(1, FIRST, seen=BOTH), offered(1, FIRST, LI, seen=BOTH)]
+    stream += handed_over(1, FIRST + 2 * HOUR, seen=BOTH)
+    found = log([*stream, offered(1, FIRST + DAY, "m-chen", round_=9, of=QINGSHAN, seen=BOTH)])
+    people = {d: [row["person"] for row in computed(found, district=d, by="person")["rows"]] for d in BOTH.split(",")}
+    assert people == {WUCHANG: [LI], QINGSHAN: []}
 
 
 def test_an_office_gets_the_same_from_its_own_replay() -> None:

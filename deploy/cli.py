@@ -56,7 +56,6 @@ app.add_typer(ledger_app, name="ledger")
 ledger_app.command(name="replay")(replaying.replay)
 ledger_app.command(name="verify")(verifying.verify)
 app.add_typer(witnessing.app, name="witness")
-app.command(name="figures")(figures.figures)
 
 Why = Annotated[str, typer.Option(help="缘由，永久记入账本，勿写个人信息 / why, kept for ever; nothing personal")]
 OfRequest = Annotated[str | None, typer.Option("--request", help="诉求编号 / one of their requests")]
@@ -665,6 +664,8 @@ ledger_app.command(name="checkpoint")(signing.checkpoint)
 ledger_app.command(name="key")(signing.key)
 ledger_app.command(name="rotate-key")(signing.rotate_key)
 ledger_app.command(name="rejects")(signing.rejects)
+
+app.command(name="figures")(figures.figures)
 
 
 @app.command()

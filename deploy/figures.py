@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 By = StrEnum("By", ["district", "area", "item", "month", "person"])
 Format = StrEnum("Format", ["table", "json", "csv"])
 PATH = "/v1/figures"
-WHOLE = frozenset({"kinds", "scopes", "district"})
-"""Filters of a replay that leave nothing of an office out."""
+WHOLE = frozenset({"kinds", "scopes"})
+"""Filters of a replay that leave nothing of an office out, nor the register with its formulas."""
 COLUMN = 14
 WHY = {
     "appeal": "申诉",
@@ -57,7 +57,7 @@ def figures(
     format: Annotated[Format, typer.Option(help="输出格式 / how to print")] = Format.table,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """指标：各项比率、分子分母与所用公式 / rates, what they are of, and by which formulas."""
+    """指标：各项比率及其分子分母 / rates, and what they are of."""
     if buildings and (month is None or district is None):
         raise SetupError(
             Said("楼栋积分须指明辖区与月份", "the buildings' scores are of one district and month"),
@@ -109,7 +109,7 @@ def _again(
             chosen = received.header["filter"]
             if received.since or not chosen.keys() <= WHOLE or "event" not in chosen.get("kinds", ("event",)):
                 raise IncompleteError("只是一部分", "is a part of the log only")
-            whose = (chosen.get("scopes") or [chosen.get("district")])[0]
+            whose = (chosen.get("scopes") or [None])[0]
             if whose is not None and asked["district"] not in (None, whose):
                 raise IncompleteError(f"只含 {whose}", f"is of {whose} alone")
             asked["district"] = asked["district"] or whose

@@ -159,6 +159,10 @@ async def test_figures_appeals_and_what_would_be_over_http_by_command_and_from_a
     printed = CliRunner().invoke(app, [*command, "table"]).stdout
     assert "结案率" in printed
     assert "不计 / left out：申诉 1" in printed
+    part = tmp_path / "part.ndjson"
+    part.write_bytes((await service.get("/v1/events", district=WUCHANG)).content)
+    failed = CliRunner().invoke(app, ["figures", "--from-replay", str(part)])
+    assert "只是一部分" in str(failed.exception), "the register with its formulas is not in it"
     cut = tmp_path / "cut.ndjson"
     cut.write_bytes(b"".join(replay.read_bytes().splitlines(keepends=True)[:-1]))
     failed = CliRunner().invoke(app, ["figures", "--from-replay", str(cut)])

@@ -1169,6 +1169,33 @@ class LedgerActed(Fact):
     why: Text
 
 
+class ExportFilter(Part):
+    """Which facts an export was asked for; nothing: all that its asker may read."""
+
+    district: District | None = None
+    parties: tuple[District, ...] | None = None
+    area: AreaCode | None = None
+    request: Text | None = None
+    types: tuple[Text, ...] | None = None
+    time_from: AwareDatetime | None = None
+    time_to: AwareDatetime | None = None
+
+
+class LedgerExported(Fact):
+    """Somebody is given an export: which facts, as of which size of the log, and why. On record before the first byte leaves."""
+
+    name = "ledger.exported"
+    service = "ledger"
+    key = "format"
+
+    format: Code
+    filter: ExportFilter
+    size: Count
+    by: Text
+    """`<role>:<pseudonym>`."""
+    why: Text
+
+
 class LedgerKeyRotated(Fact):
     """The log signs with a new key, from the checkpoint after this size on; until a day with the old one as well."""
 
@@ -1239,7 +1266,7 @@ CATALOGUE: tuple[type[Fact], ...] = (
     HelpAsked, HelpReceived, HelpSeated, HelpRefused, HelpAnswered, HelpLapsed, HelpReleased, HelpSettled, HelpRated,
     NoticeQueued, NoticeSent, NoticeFailed, NoticeHeld, NoticeAnswered, NotifyTurnCommitted, NotifyInputRefused,
     DistrictSet, AreaSet, AgreementSet, ItemSet, UrgencySet, CalendarSet, PolicySet, OfficeSet, PrecedentSet, FormulaSet, RegisterApplied,
-    LedgerActed, LedgerKeyRotated, FigureAppealed, FigureRuled, BuildingScored,
+    LedgerActed, LedgerExported, LedgerKeyRotated, FigureAppealed, FigureRuled, BuildingScored,
 )  # fmt: skip
 
 BY_SUBJECT: dict[str, type[Fact]] = {f"{fact.service}.{fact.name}": fact for fact in CATALOGUE}

@@ -96,6 +96,7 @@ PROBLEMS: dict[str, Text] = {
     "already_ruled": Text(409, "该申诉已裁定", "This appeal has been ruled on", "如有新的事实,请另行申诉", "Appeal again if there is something new"),
     "bad_cursor": Text(400, "游标无效", "The cursor is not valid", "请重新开始查询", "Start the query again"),
     "no_checkpoint": Text(404, "账本在 {of} 没有检查点", "The ledger has no checkpoint at {of}", "请改用已签名的大小或较晚的时间,或留空取最新", "Give a size that was signed or a later time, or leave it out for the latest"),
+    "no_parquet": Text(501, "此处未安装 Parquet 所需的 pyarrow", "Parquet needs pyarrow, which is not installed here", "请安装 paidan[parquet],或改用 csv", "Install paidan[parquet], or ask for csv"),
     "stale_register": Text(409, "台账已被他人更新", "Somebody else has changed the register", "请重新预览后再提交", "Preview again, then apply"),
 }  # fmt: skip
 

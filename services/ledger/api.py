@@ -12,7 +12,7 @@ import orjson
 from fastapi import FastAPI, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases, enclave_api, figures_api, publishing, register_api
+from services.ledger import cases, enclave_api, export_api, figures_api, publishing, register_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -318,6 +318,7 @@ def create_app(ledger: Ledger, *, ready: Readiness, doorkeeper: Doorkeeper) -> F
         return _json({"case": {**cases.shown(case), "timeline": timeline(found, scope)}, "size": size, "at": at})
 
     add_event_routes(app, ledger)
+    export_api.add_routes(app, ledger)
 
     @app.get("/v1/ledger", tags=["replay"], summary="账本概况 / the ledger in numbers", responses=barred)
     async def in_numbers(_: Anyone) -> Response:

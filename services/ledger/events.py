@@ -58,26 +58,6 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     losses = Losses(ledger.store)
     folding = asyncio.Semaphore(STATES_AT_ONCE)
 
-    async def begun(asked: Replay, as_of: str | None, own: str | None) -> Replay:
-        """A replay pinned to what is there now, and to what the register of today closes to whoever asks."""
-        pinned = await pin(ledger.store, as_of)
-        asked = replace(asked, size=pinned.size, note=pinned.note)
-        if own is None:
-            return asked
-        now = datetime.now(UTC)
-        asked = replace(asked, register=await ledger.store.size(), at_s=int(now.timestamp()))
-        lost = await losses.lost(own, size=asked.register, at_s=asked.at_s)
-        if {*ledger.sharing.all_lost(own, now)} - {*lost}:
-            raise RefusedError("unavailable", retry_after=2)  # the log has not come to what the register closed
-        return asked.without(lost)
-
-    async def resumed(asked: Replay, cursor: str, own: str | None) -> Replay:
-        """A replay as it was pinned when it began."""
-        asked = asked.resumed(ledger.cursors, cursor)
-        asked = replace(asked, note=(await vouched(ledger.store, asked.size)).note)
-        lost = await losses.lost(own, size=asked.register, at_s=asked.at_s) if own and asked.register else ()
-        return asked.without(lost)
-
     @app.get(
         "/v1/events",
         tags=["replay"],
@@ -126,7 +106,11 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             to=to,
             limit=limit,
         )
-        pinned = await (resumed(asked, cursor, own) if cursor is not None else begun(asked, as_of, own))
+        pinned = await (
+            resumed(ledger, losses, asked, cursor, own)
+            if cursor is not None
+            else begun(ledger, losses, asked, as_of, own)
+        )
         proofs = None if proof == "none" else Proofs(ledger.signer.tree.tile, pinned.size, proof)
         if proofs and ledger.signer.tree.size < pinned.size:
             raise RefusedError("unavailable", retry_after=2)  # this instance has not read so far yet
@@ -151,6 +135,28 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             found = await state_at(ledger.store, whose, size, at)
         answer = {"log": ledger.origin, "size": size, "at": at, "district": whose or EVERYWHERE, **found.shown()}
         return Response(canonical(answer), media_type="application/json")
+
+
+async def begun(ledger: Ledger, losses: Losses, asked: Replay, as_of: str | None, own: str | None) -> Replay:
+    """A replay pinned to what is there now, and to what the register of today closes to whoever asks."""
+    pinned = await pin(ledger.store, as_of)
+    asked = replace(asked, size=pinned.size, note=pinned.note)
+    if own is None:
+        return asked
+    now = datetime.now(UTC)
+    asked = replace(asked, register=await ledger.store.size(), at_s=int(now.timestamp()))
+    lost = await losses.lost(own, size=asked.register, at_s=asked.at_s)
+    if {*ledger.sharing.all_lost(own, now)} - {*lost}:
+        raise RefusedError("unavailable", retry_after=2)  # the log has not come to what the register closed
+    return asked.without(lost)
+
+
+async def resumed(ledger: Ledger, losses: Losses, asked: Replay, cursor: str, own: str | None) -> Replay:
+    """A replay as it was pinned when it began."""
+    asked = asked.resumed(ledger.cursors, cursor)
+    asked = replace(asked, note=(await vouched(ledger.store, asked.size)).note)
+    lost = await losses.lost(own, size=asked.register, at_s=asked.at_s) if own and asked.register else ()
+    return asked.without(lost)
 
 
 async def _with(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -82,6 +82,7 @@ class Selection:
 
     Attributes:
         scopes: leaves that list one of these districts.
+        parties: leaves that list all of these districts.
         lost: areas that an office shared once: of those it gets what it said itself (`scopes[0]`), and what everybody may know.
         types: full types, or names of facts (`task.offered`) of any version.
         event: the one event with this id.
@@ -90,6 +91,7 @@ class Selection:
 
     scopes: tuple[str, ...] | None = None
     district: str | None = None
+    parties: tuple[str, ...] | None = None
     area: str | None = None
     request: str | None = None
     types: tuple[str, ...] | None = None
@@ -371,6 +373,18 @@ class Store:
                 await cursor.close()
             if left == at:
                 return
+
+    async def by_cases(
+        self, selection: Selection, after: tuple[str, int], below: int, limit: int
+    ) -> list[tuple[str, int, bytes]]:
+        """Leaves below an index that are about a request, behind this request and index: by request, each one's oldest first."""
+        case, index = after
+        query = {**_query(selection, 0, below), "case": selection.request or {"$exists": True}}
+        with _asking(60):
+            found = self._events.find(query, {"b": 1, "case": 1}).sort([("case", ASCENDING), ("_id", ASCENDING)])
+            found = found.hint([("case", ASCENDING), ("_id", ASCENDING)]).min([("case", case), ("_id", index + 1)])
+            leaves = await found.limit(limit).batch_size(limit).to_list(limit)
+        return [(document["case"], document["_id"], document["b"]) for document in leaves]
 
     async def of_area(self, area: str, below: int) -> AsyncIterator[list[tuple[int, bytes]]]:
         """Leaves below an index of every case of an area: in chunks, each case's in order, found by the cases."""
@@ -719,6 +733,8 @@ def _query(selection: Selection, since: int, below: int) -> dict[str, Any]:
         query["ds"] = selection.district if inside else {"$in": []}
     elif wanted is not None:
         query["ds"] = {"$in": list(wanted)}
+    if selection.parties is not None:
+        query["$and"] = [{"ds": {"$all": list(selection.parties)}}]
     if selection.lost and wanted:
         query["$or"] = [{"ar": {"$nin": list(selection.lost)}}, {"ds.0": {"$in": [wanted[0], HUB]}}]
     if selection.request is not None:

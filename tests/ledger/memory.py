@@ -81,6 +81,12 @@ class Memory:
     async def cosignatures(self, size: int) -> list[str]:
         return []
 
+    async def by_cases(
+        self, selection: Selection, after: tuple[str, int], below: int, limit: int
+    ) -> list[tuple[str, int, bytes]]:
+        found = [(leaf.case, leaf.index, leaf.data) for leaf in self.of(selection, 0, below) if leaf.case]
+        return [each for each in sorted(found) if each[:2] > after][:limit]
+
     async def list_cases(
         self,
         by: Mapping[str, str],
@@ -104,6 +110,7 @@ def chosen(leaf: Leaf, asked: Selection) -> bool:
         asked.scopes is None or bool({*asked.scopes} & {*leaf.districts}),
         asked.district is None
         or (asked.district in leaf.districts and asked.district in (asked.scopes or leaf.districts)),
+        asked.parties is None or {*asked.parties} <= {*leaf.districts},
         asked.area is None or leaf.area == asked.area,
         asked.request is None or leaf.case == asked.request,
         asked.types is None or leaf.type in asked.types,

@@ -89,6 +89,7 @@ WORDS: Mapping[str, str] = {
     "register.formula_set": "台账:考核公式",
     "register.applied": "台账导入完成",
     "ledger.acted": "管理操作",
+    "ledger.exported": "账本导出",
     "ledger.key_rotated": "账本换签名密钥",
     "figure.appealed": "考核申诉",
     "figure.ruled": "申诉裁定",

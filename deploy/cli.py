@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from deploy import figures, register, replaying, signing, verifying, witnessing
+from deploy import exporting, figures, register, replaying, signing, verifying, witnessing
 from deploy.errors import Said, SetupError
 from deploy.options import DEFAULT_DATA, Data, DryRun, Json, dry, print_json, read_json
 
@@ -54,6 +54,7 @@ app.add_typer(person_app, name="person")
 app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 ledger_app.command(name="replay")(replaying.replay)
+ledger_app.command(name="export")(exporting.export)
 ledger_app.command(name="verify")(verifying.verify)
 app.add_typer(witnessing.app, name="witness")
 

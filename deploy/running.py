@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -180,6 +181,31 @@ class Running:
         answer: dict[str, Any] = called.json()
         return answer
 
+    @contextmanager
+    def stream(
+        self,
+        service: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        roles: Sequence[str],
+        district: str = "*",
+    ) -> Iterator[httpx2.Response]:
+        """
+        What a service streams. Raises httpx2.TransportError where it breaks off.
+
+        Raises:
+            SetupError: it refused.
+        """
+        headers = {"Authorization": f"Bearer {self.token(*roles, district=district)}"}
+        client = httpx2.Client(timeout=CALL_WITHIN_S, trust_env=False, verify=trusting(self.ca_file))
+        url = f"{self.urls[service]}{path}"
+        with client, client.stream("GET", url, params=params, headers=headers) as response:
+            if response.is_error:
+                response.read()
+                raise refused(service, response)
+            yield response
+
     def lines(
         self, service: str, path: str, *, roles: Sequence[str], params: Mapping[str, str] | None = None
     ) -> Iterator[bytes]:
@@ -189,14 +215,8 @@ class Running:
         Raises:
             SetupError: as `post`.
         """
-        url = f"{self.urls[service]}{path}"
-        headers = {"Authorization": f"Bearer {self.token(*roles)}", "Accept-Encoding": "identity"}  # it is next door
-        client = httpx2.Client(timeout=CALL_WITHIN_S, trust_env=False, verify=trusting(self.ca_file))
         try:
-            with client, client.stream("GET", url, params=params, headers=headers) as response:
-                if response.is_error:
-                    response.read()
-                    raise refused(service, response)
+            with self.stream(service, path, params, roles=roles) as response:
                 rest = b""
                 for chunk in response.iter_bytes():
                     *whole, rest = (rest + chunk).split(b"\n")
@@ -204,7 +224,7 @@ class Running:
         except httpx2.RemoteProtocolError:
             return  # the reader misses its last line
         except httpx2.HTTPError as error:
-            raise silent(service, url, error) from error
+            raise silent(service, f"{self.urls[service]}{path}", error) from error
 
     def _call(
         self,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,10 @@ import orjson
 import pytest
 from lxml import etree
 
+from deploy.errors import SetupError
+from deploy.exporting import fetched, proved
+from deploy.running import Running
+from services.ledger import export_api
 from services.ledger.exporting import streaming
 from services.ledger.exporting.checking import checked
 from shared.envelope import decode
@@ -109,3 +118,73 @@ async def test_an_office_gets_its_own_and_what_lists_it_and_two_get_the_same_of_
         assert (response.status_code, response.json()["code"]) == (403, "foreign_district")
     assert (await filled.get("/v1/exports", "member", of=WUCHANG, format="csv")).status_code == 403
     assert (await filled.get("/v1/exports", format="pdf")).status_code == 422
+
+
+async def test_a_file_that_broke_off_is_resumed_and_the_old_one_stays_until_all_is_there(
+    filled: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger breaks off, then the command is killed; then all of it comes, as it was when it began."""
+    ways, killed = iter(["breaks", "stands"]), asyncio.Event()
+
+    async def broken(*of: Any) -> AsyncGenerator[bytes]:
+        way, n = next(ways, "goes on"), 0
+        async with aclosing(streaming.document(*of)) as body:
+            async for chunk in body:
+                yield chunk
+                n += 1
+                if n > 2 and way == "breaks":
+                    raise OSError("gone")
+                if n > 4 and way == "stands":
+                    await killed.wait()
+
+    monkeypatch.setattr(export_api, "document", broken)
+    data, out = running(filled, tmp_path), tmp_path / "all.csv"
+    out.write_bytes(b"of last year")
+    part = tmp_path / "all.csv.part"
+    stack, asked = Running.find(data), {"format": "csv"}
+    with pytest.raises(SetupError, match="--resume"):
+        await asyncio.to_thread(fetched, stack, out, asked, office="*")
+    broke_off = part.read_bytes()
+    assert broke_off
+    await filled.published(message(life(MANY + 1)[0]))
+    command = [
+        sys.executable,
+        "-m",
+        "deploy.cli",
+        "ledger",
+        "export",
+        "--out",
+        str(out),
+        "--data",
+        str(data),
+        "--resume",
+    ]
+    process = await asyncio.create_subprocess_exec(*command)
+    async with asyncio.timeout(30):
+        while part.stat().st_size <= len(broke_off):
+            await asyncio.sleep(0.02)
+    process.kill()
+    await process.wait()
+    killed.set()
+    assert out.read_bytes() == b"of last year"
+    seen: list[tuple[int, int, int]] = []
+    begun = await asyncio.to_thread(
+        fetched, stack, out, asked, office="*", resume=True, progress=lambda *of: seen.append(of)
+    )
+    assert out.read_bytes() == await export(filled, "csv", as_of=str(begun.size))
+    assert proved(out, "csv")
+    assert seen[-1] == (begun.leaves, begun.leaves, out.stat().st_size)
+    assert not part.exists()
+    with pytest.raises(SetupError, match="foreign_district|不属于"):
+        await asyncio.to_thread(fetched, stack, out, {"format": "csv", "district": WUCHANG}, office=QINGSHAN)
+
+
+def running(service: Service, folder: Path) -> Path:  # noqa: F811
+    """A data folder in which commands find this service."""
+    data = folder / "data"
+    data.mkdir()
+    (data / "secrets").symlink_to(service.identities.folder)
+    stack = {"urls": {"ledger": str(service.http.base_url).rstrip("/")}, "nats_url": service.bench.nats.url}
+    more = {"own_nats": True, "pid": os.getpid(), "ports": {}, "ca_file": None}
+    (data / "stack.json").write_bytes(orjson.dumps({**stack, **more}))
+    return data

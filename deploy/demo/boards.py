@@ -64,7 +64,7 @@ class Boards:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._buses: dict[str, Bus] = {}
+        self.buses: dict[str, Bus] = {}
         self.by_district: dict[str, Board] = {}
 
     async def connect(self, districts: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ class Boards:
             assert let_in.file
             credentials = let_in.file.read_text()
             bus = await Bus.connect(self._stack.bus_url, name=APP, seed=credentials, ca_file=self._stack.bus_ca_file)
-            self._buses[district] = bus
+            self.buses[district] = bus
             self.by_district[district] = Board(district)
             await bus.serve("live.evt.>", self.by_district[district].hear)
 
@@ -104,12 +104,12 @@ class Boards:
         token = self._stack.token("dispatcher", district=district, sub=f"duty-{district}")
         command = orjson.dumps({"id": new_id(), "token": token, "data": data})
         answer = orjson.loads(
-            await self._buses[district].request(f"cmd.{district}.desk.{verb}", command, timeout_s=WITHIN_S)
+            await self.buses[district].request(f"cmd.{district}.desk.{verb}", command, timeout_s=WITHIN_S)
         )
         if problem := answer.get("problem"):
             raise SetupError(Said(problem["title"], problem["title_en"]), Said(problem["detail"], problem["detail_en"]))
 
     async def end(self) -> None:
         """Close the connections."""
-        for bus in self._buses.values():
+        for bus in self.buses.values():
             await bus.drain()

@@ -20,6 +20,7 @@ from deploy.demo.members import Crews, Neighbours, Plans, impostors, read_member
 from deploy.demo.progress import Teller
 from deploy.demo.receivers import CAP, HTTP_CHANNELS, MAIL, Receivers
 from deploy.demo.summary import Summary
+from deploy.demo.witnesses import Witnesses
 from deploy.errors import Said, SetupError
 from deploy.stack import Stack
 from shared.errors import BusError
@@ -45,9 +46,13 @@ async def play(folder: Path, teller: Teller) -> Summary:
         channels = folder / "channels.json"
         receivers.write_channels(channels)
         caps = json.dumps(dict.fromkeys((*HTTP_CHANNELS, MAIL), CAP))
+        witnesses = Witnesses(folder / "witnesses", (enclave.SERVING, enclave.LOCATED))
         stack = Stack(
             folder,
-            environment={"notify": {"PAIDAN_CHANNELS_FILE": str(channels), "PAIDAN_CAPS": caps}},
+            environment={
+                "notify": {"PAIDAN_CHANNELS_FILE": str(channels), "PAIDAN_CAPS": caps},
+                "ledger": {"PAIDAN_POLICY_FILE": str(witnesses.policy)},
+            },
             on_event=teller.say,
         )
         teller.say("启动 nats-server、mongod 和四个服务 / starting two servers and four services …")
@@ -55,9 +60,10 @@ async def play(folder: Path, teller: Teller) -> Summary:
         await _refuse_used_bus(stack)
         teller.say("已就绪 / ready")
         calls = await open_.enter_async_context(Calls(stack))
-        course = Course(stack, calls, receivers, teller)
+        course = Course(stack, calls, receivers, witnesses, teller)
         open_.callback(course.stop)
         open_.push_async_callback(course.boards.end)
+        open_.push_async_callback(witnesses.end)
         await course.fill_in()
         await course.listen()
         await course.live()
@@ -70,10 +76,11 @@ async def play(folder: Path, teller: Teller) -> Summary:
 class Course:
     """One playing of the demo, from a running stack on."""
 
-    def __init__(self, stack: Stack, calls: Calls, receivers: Receivers, teller: Teller) -> None:
+    def __init__(self, stack: Stack, calls: Calls, receivers: Receivers, witnesses: Witnesses, teller: Teller) -> None:
         self._stack = stack
         self._calls = calls
         self._receivers = receivers
+        self._witnesses = witnesses
         self._teller = teller
         self._registers = {name: json.loads((HERE / name).read_text(encoding="utf-8")) for name in (PLACE, BOSTON)}
         self._members = {name: read_members(HERE / file) for name, file in MEMBERS.items()}
@@ -119,7 +126,7 @@ class Course:
     async def listen(self) -> None:
         """
         Open the live streams: one that shows everything, one per district of the place, as its dispatcher sees it, for its
-        members; and let the apps of the two offices of the enclave onto the bus.
+        members; and let the apps of the two offices of the enclave onto the bus, which witness the ledger as well.
         """
         streams: list[tuple[str, Callable[[Event], None], dict[str, str | int]]] = [
             (self._calls.token("dispatcher", sub="overview"), self._heard, {"types": "request.,task.,notice."})
@@ -128,6 +135,7 @@ class Course:
             token = self._calls.token("dispatcher", district=code, sub="overview")
             streams.append((token, self._neighbours.heard, {"types": "task.offered"}))
         await self.boards.connect((enclave.SERVING, enclave.LOCATED))
+        self._witnesses.follow(self.boards.buses, self._signing_key)
         for token, heard, params in streams:
             connected = asyncio.Event()
             task = asyncio.create_task(self._calls.listen(token, heard, connected, **params))
@@ -177,6 +185,10 @@ class Course:
             )
             return caught_up and numbers["last_sequence"] >= self._diary.last_sequence
 
+        async def cosigned() -> bool:
+            checkpoint = [line async for line in self._calls.lines("/checkpoint", token=auditor)]
+            return int(checkpoint[1]) >= int(numbers["leaves"])
+
         auditor = self._calls.token("auditor", sub="auditor")
         await _soon("ledger", complete, SETTLED_WITHIN_S, self._diary)
         self._teller.say("重放账本、核对 / replaying the ledger and comparing")
@@ -188,6 +200,9 @@ class Course:
         received = Counter({channel: self._receivers.counts[channel] for channel in (*HTTP_CHANNELS, MAIL)})
         told = await enclave.tell(self._calls, self._story, self._registers[PLACE], self.boards.by_district)
         shared = await enclave.share(self._calls, told.area)
+        await _soon("witnesses", cosigned, KNOWN_WITHIN_S, self._diary)
+        self._teller.say("核对账本 / verifying the ledger")
+        verified = await self._witnesses.verify(self._stack.data, self._signing_key, numbers["leaves"])
         both = {key: [*self._registers[PLACE][key], *self._registers[BOSTON][key]] for key in self._registers[PLACE]}
         return Summary(
             districts=[code for name in (PLACE, BOSTON) for code in self._codes(name)],
@@ -201,14 +216,20 @@ class Course:
             load=self._load,
             enclave=told,
             shared=shared,
+            verified=verified,
             took_s=time.monotonic() - began,
             failures=[
                 *self._diary.failures,
                 *told.failures,
                 *shared.failures,
+                *verified.failures,
                 *figures.compare(folded, self._diary, received),
             ],
         )
+
+    @property
+    def _signing_key(self) -> Path:
+        return self._stack.identities.secrets_dir("ledger") / "ledger_signing_key"
 
     def _codes(self, name: str) -> list[str]:
         return [entry["district"] for entry in self._registers[name]["districts"]]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from deploy.demo.enclave import Names, Shared, Told, local
 from deploy.demo.figures import Figures
+from deploy.demo.witnesses import Verified
 
 HEADS = {
     "submitted": "诉求\nin",
@@ -74,6 +75,7 @@ class Summary:
     load: Mapping[str, float]
     enclave: Told
     shared: Shared
+    verified: Verified
     took_s: float
     failures: Sequence[str]
 
@@ -99,6 +101,7 @@ class Summary:
                 "last_sequence": self.figures.last_sequence,
                 "stream_last_sequence": self.stream_last,
                 "accounted": self.figures.accounted,
+                "verified": self.verified.document(),
             },
             "latency_ms": {
                 **percentiles(every),
@@ -129,6 +132,7 @@ class Summary:
         self._show_enclave(console)
         console.print(self._messages())
         self._show_rest(console)
+        self._show_ledger(console)
         if self.failures:
             console.print(f"\n[bold red]有 {len(self.failures)} 处不符 / did not hold:[/bold red]")
             for line in self.failures[:50]:
@@ -177,14 +181,29 @@ class Summary:
             table.add_row(local(step.time, "%H:%M:%S.%f")[:-3], *seen)
         console.print(table)
         console.print()
+
+    def _show_ledger(self, console: Console) -> None:
+        """What an auditor found, and what the two offices share of it."""
+        report = self.verified.report
+        if checkpoint := report.get("checkpoint"):
+            names = " 与 ".join(map(self.names.district, self.verified.cosigned)) or "无人"
+            upto = (report.get("witnessed") or {}).get("size", 0)
+            console.print(
+                f"[bold]检查点 / checkpoint[/bold]  {checkpoint['size']} 片叶子，根 / root {checkpoint['root']}\n"
+                f"  账本已签名，{names}的见证方会签至 {upto}；paidan ledger verify 核对 {len(report['checked'])} 项，"
+                f"发现 {sum(report['counts'].values())} 处问题 / signed by the log, cosigned by the witnesses of both offices, "
+                f"verified with {sum(report['counts'].values())} findings",
+                soft_wrap=True,
+            )
         if file := self.shared.file:
+            area = self.names.area(self.enclave.area)
             console.print(
                 f"[bold]一档归索 / the shared file[/bold]  {area}：案件 {len(file['cases'])} 件，转办 {len(file['handovers'])} 次，"
                 f"所据叶子 {len(file['leaves'])} 片；{' 与 '.join(map(self.names.district, file['parties']))}所得逐字节相同 / "
                 f"the same bytes for both",
                 soft_wrap=True,
             )
-            console.print(f"  摘要 / digest {file['digest']}  账本规模 / at size {file['size']}\n", soft_wrap=True)
+            console.print(f"  摘要 / digest {file['digest']}  账本规模 / at size {file['size']}", soft_wrap=True)
 
     def _messages(self) -> Table:
         table = Table(

@@ -257,9 +257,10 @@ async def _signatures(store: Store, trust: Policy, report: Report, signed: bool)
         report.unchecked["witnesses"] = NO_POLICY
         return
     best: tuple[int, list[str]] | None = None
+    seen = report.checkpoint.size if report.checkpoint else 0  # one that came since is of leaves that were not audited
     async for size, note, lines in store.cosigned():
         names = cosigned(size, note, [line for _, line in lines], trust, report.findings)
-        if note and trust.satisfied(names) and (best is None or size > best[0]):
+        if note and trust.satisfied(names) and (best[0] if best else -1) < size <= seen:
             best = size, names
     report.witnessed = best
     report.checked.append("witnesses")

@@ -82,6 +82,15 @@ def test_the_ledger_accounts_for_every_sequence(summary: dict[str, Any]) -> None
 
 
 @pytest.mark.timeout(240)
+def test_an_auditor_finds_nothing_wrong_and_both_offices_have_witnessed_it(summary: dict[str, Any]) -> None:
+    verified = summary["ledger"]["verified"]
+    assert (verified["ok"], verified["counts"]) == (True, {})
+    assert {"leaves", "signatures", "witnesses", "indexes", "projections", "stream"} <= set(verified["checked"])
+    assert sorted(verified["witnessed"]["by"]) == [WUCHANG, QINGSHAN]
+    assert verified["checkpoint"]["size"] >= verified["witnessed"]["size"] >= summary["ledger"]["leaves"]
+
+
+@pytest.mark.timeout(240)
 def test_latency_is_measured_for_every_request_that_was_offered(summary: dict[str, Any]) -> None:
     latency = summary["latency_ms"]
     assert 0 < latency["p50"] <= latency["p99"]

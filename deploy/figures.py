@@ -1,6 +1,7 @@
 """`paidan figures`: the rates that offices live by, from the running ledger or from a replay in a file."""
 
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -13,11 +14,14 @@ from deploy.errors import Said, SetupError
 from deploy.options import DEFAULT_DATA, Data, print_json, read_json
 
 if TYPE_CHECKING:
+    from services.ledger.receiving import Received
+    from services.ledger.rounds import Fold
     from shared.facts import FormulaSet
 
 By = StrEnum("By", ["district", "area", "item", "month", "person"])
 Format = StrEnum("Format", ["table", "json", "csv"])
 PATH = "/v1/figures"
+EPOCH = datetime.fromtimestamp(0, UTC)
 WHOLE = frozenset({"kinds", "scopes"})
 """Filters of a replay that leave nothing of an office out, nor the register with its formulas."""
 COLUMN = 14
@@ -63,14 +67,22 @@ def figures(
             Said("楼栋积分须指明辖区与月份", "the buildings' scores are of one district and month"),
             Said("请加上 --district 与 --month", "add --district and --month"),
         )
-    asked = {"district": district, "area": area, "item": item, "month": month, "by": by.value}
-    if buildings:
-        asked = {"district": district, "month": month}
+    if month and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month, re.ASCII):
+        raise SetupError(
+            Said(f"{month} 不是月份", f"{month} is no month"), Said("请写作 2026-11", "write it as 2026-11")
+        )
+    if from_replay and as_of:
+        raise SetupError(
+            Said("重放已固定规模，不能再用 --as-of", "a replay is of one size: --as-of changes nothing"),
+            Said("请取该规模的重放：GET /v1/events?as_of=…", "take a replay of that size: GET /v1/events?as_of=…"),
+        )
+    asked: dict[str, str | None] = {"district": district, "month": month}
+    if not buildings:
+        asked |= {"area": area, "item": item, "by": by.value}
     if from_replay:
         answered = _again(from_replay, asked, at, formula, buildings=buildings)
     else:
-        given = {**asked, "as_of": as_of}
-        params = {name: value for name, value in given.items() if value is not None}
+        params = {name: value for name, value in {**asked, "as_of": as_of}.items() if value is not None}
         answered = _asked(data, params, formula, buildings=buildings)
     if format is Format.json:
         print_json(answered)
@@ -97,9 +109,37 @@ def _asked(data: Path, params: dict[str, str], formula: Path | None, *, building
 def _again(
     replay: Path, asked: dict[str, str | None], at: str | None, formula: Path | None, *, buildings: bool
 ) -> dict[str, Any]:
-    """The same answer from a replay alone, which must be whole."""
+    """The same answer from a replay alone."""
     from services.ledger import figures as computing
     from services.ledger.notes import Note
+    from shared.envelope import canonical
+
+    fold, received, asked["district"] = _folded(replay, asked["district"])
+    if asked.get("by") == "person" and asked["district"] is None:
+        raise SetupError(
+            Said("按人员统计须指明一个辖区", "people are measured by their own district"),
+            Said("请加上 --district", "add --district"),
+        )
+    try:
+        moment = datetime.fromisoformat(at) if at else EPOCH + timedelta(milliseconds=fold.recorded)
+    except ValueError:
+        raise SetupError(
+            Said(f"看不懂 {at}", f"{at} is no time"), Said("请用答复中的 at", "use an answer's `at`")
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    note = received.header.get("checkpoint")
+    pin = computing.Pin(received.header["log"], received.size, moment, Note.parse(note).body if note else None)
+    if buildings:
+        answered = computing.buildings(fold, pin, district=str(asked["district"]), month=str(asked["month"]))
+    else:
+        question = computing.Question(**asked)  # type: ignore[arg-type]
+        answered = computing.answer(fold, question, pin, _formulas(formula) if formula else None)
+    plain: dict[str, Any] = json.loads(canonical(answered))
+    return plain
+
+
+def _folded(replay: Path, district: str | None) -> "tuple[Fold, Received, str | None]":
+    """What figures follow from in a replay, which must be whole, and whose it is. Raises SetupError."""
     from services.ledger.receiving import IncompleteError, Received
     from services.ledger.rounds import Fold
 
@@ -109,11 +149,10 @@ def _again(
             chosen = received.header["filter"]
             if received.since or not chosen.keys() <= WHOLE or "event" not in chosen.get("kinds", ("event",)):
                 raise IncompleteError("只是一部分", "is a part of the log only")
-            whose = (chosen.get("scopes") or [None])[0]
-            if whose is not None and asked["district"] not in (None, whose):
+            whose: str | None = (chosen.get("scopes") or [None])[0]
+            if whose is not None and district not in (None, whose):
                 raise IncompleteError(f"只含 {whose}", f"is of {whose} alone")
-            asked["district"] = asked["district"] or whose
-            fold = Fold(asked["district"])
+            fold = Fold(district or whose)
             for line in lines:
                 received.take([line.rstrip(b"\n")])
                 _, found, leaf = line.partition(b',"leaf":')
@@ -123,24 +162,13 @@ def _again(
             received.end()
             if received.trailer and received.trailer["next"]:
                 raise IncompleteError("未取完", "was not taken to its end")
-        told = at or received.header.get("at")
-        moment = (
-            datetime.fromisoformat(told)
-            if told
-            else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=fold.recorded)
-        )
     except (ValueError, KeyError, IndexError, OSError) as why:
         raise _wrong(replay, "不是完整的重放", f"is no whole replay ({why!r})") from None
     except IncompleteError as why:
         raise _wrong(replay, why.zh, str(why)) from None
     if received.withheld:
         typer.echo(f"! 已不再共享的 {received.withheld} 条未计入 / {received.withheld} leaves are withheld", err=True)
-    note = received.header.get("checkpoint")
-    pin = computing.Pin(received.header["log"], received.size, moment, Note.parse(note).body if note else None)
-    if buildings:
-        return _plain(computing.buildings(fold, pin, district=str(asked["district"]), month=str(asked["month"])))
-    question = computing.Question(**asked)  # type: ignore[arg-type]
-    return _plain(computing.answer(fold, question, pin, _formulas(formula) if formula else None))
+    return fold, received, district or whose
 
 
 def _formulas(file: Path) -> "FormulaSet":
@@ -167,13 +195,6 @@ def _formulas(file: Path) -> "FormulaSet":
             Said(said["detail"], said["detail_en"]),
         ) from None
     return found
-
-
-def _plain(answered: dict[str, Any]) -> dict[str, Any]:
-    from shared.envelope import canonical
-
-    plain: dict[str, Any] = json.loads(canonical(answered))
-    return plain
 
 
 def _wrong(file: Path, zh: str, en: str) -> SetupError:

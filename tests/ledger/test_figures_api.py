@@ -225,3 +225,16 @@ def test_a_formula_file_that_is_none_is_said_in_one_line(given: str, tmp_path: P
     failed = CliRunner().invoke(app, ["figures", "--from-replay", str(replay), "--formula", str(formula)])
     assert type(failed.exception).__name__ == "SetupError"
     assert "\n" not in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--month", "2026-13"), "不是月份"),
+        (("--buildings",), "须指明辖区与月份"),
+        (("--from-replay", __file__, "--as-of", "9"), "已固定规模"),
+        (("--from-replay", __file__), "不是重放"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_with_what_to_do(asked: tuple[str, ...], said: str) -> None:
+    assert said in str(CliRunner().invoke(app, ["figures", *asked]).exception)

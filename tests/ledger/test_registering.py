@@ -11,6 +11,7 @@ import pytest
 
 from deploy.identities import Identities
 from deploy.servers import NatsServer
+from services.ledger.figures import DEFAULT
 from services.ledger.registering import Registry, as_document, batches, diff, digest, read
 from shared import streams
 from shared.bus import Bus, Message
@@ -21,6 +22,8 @@ from shared.problems import problem
 from shared.register import Register, evolve
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
+FORMULAS = json.loads(canonical(DEFAULT))
+DOCUMENT["formulas"] = [FORMULAS, {**FORMULAS, "district": "420106", "version": 2, "valid_from": "2026-07-01"}]
 SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 
 
@@ -149,6 +152,14 @@ def first(section: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
             first("items", limits={**DOCUMENT["items"][0]["limits"], "sign": {"amount": 0, "unit": "hours"}}),
         ),
         ("items.0.effort", first("items", effort=-1)),
+        ("formulas.0.district", first("formulas", district="999999")),
+        ("formulas.0.formulas", first("formulas", formulas=FORMULAS["formulas"][:1] * 2)),
+        ("formulas.0.weights.luck", first("formulas", weights={"luck": 1})),
+        ("formulas.0.weights.solved", first("formulas", weights={"solved": 0})),
+        (
+            "formulas.0.formulas.0.numerator.0",
+            first("formulas", formulas=[{**FORMULAS["formulas"][0], "numerator": ["luck"]}]),
+        ),
         ("calendars.0.zone", first("calendars", zone="Mars/Olympus")),
         ("calendars.0.hours", first("calendars", hours=[[540, 720], [700, 800]])),
         ("calendars.0.workdays", first("calendars", workdays=[8])),

@@ -155,10 +155,10 @@ class Round(NamedTuple):
     clocks: _Clocks
 
     def office(self, at: int) -> str:
-        """The office that was responsible at a moment."""
+        """The office that was responsible up to a moment: what is handed over in the same millisecond was the giver's."""
         found = self.spans[0][2]
         for since, _, office in self.spans:
-            if since > at:
+            if since >= at:
                 break
             found = office
         return found

@@ -432,6 +432,8 @@ def test_what_another_office_sends_back_is_counted_when_it_was_offered() -> None
     stream = [*a_life(2), submitted(1, FIRST), opened(1, FIRST), said(asked, FIRST + HOUR, 1)]
     answered = computed(log([*stream, said(back, FIRST + 2 * HOUR, 1)]))
     assert counts(answered, "return") == (1, 1)
+    at_once = computed(log([*stream, *handed_over(1, FIRST + HOUR)]))
+    assert counts(at_once, "return") == (0, 1), "handed over in the same millisecond, and asked by us"
 
 
 def test_people_are_measured_by_what_they_were_asked_and_what_they_held() -> None:

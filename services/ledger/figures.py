@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
 from services.ledger.cases import moment
+from services.ledger.exporting.as_csv import BOM, guarded
 from services.ledger.rounds import Fold, Round, ms
 from shared.facts import HUB, Condition, Counted, Formula, FormulaSet, Name, plain
 
@@ -372,10 +373,10 @@ def as_csv(answered: Mapping[str, Any]) -> bytes:
     What the answer is of stands in every line.
     """
     lines = _csv_buildings(answered) if "buildings" in answered else _csv_rows(answered)
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerows([_guarded(value) for value in line] for line in lines)
-    return b"\xef\xbb\xbf" + out.getvalue().encode()
+    text = io.StringIO(BOM)
+    text.seek(0, io.SEEK_END)
+    csv.writer(text).writerows([_cell(value) for value in line] for line in lines)
+    return text.getvalue().encode()
 
 
 def _csv_rows(answered: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
@@ -383,17 +384,8 @@ def _csv_rows(answered: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     what_if = answered["what_if"] is not None
     own = () if by == "district" else (by,)
     head = (
-        "figure",
-        "指标",
-        "numerator",
-        "denominator",
-        "rate",
-        "text",
-        "excluded",
-        "appeals",
-        "formulas",
-        "size",
-        "at",
+        *("figure", "指标", "numerator", "denominator", "rate", "text"),
+        *("excluded", "appeals", "formulas", "size", "at"),
     )
     compared = ("what_if_numerator", "what_if_denominator", "what_if_rate", "what_if_text", "differs")
     yield ("district", *own, *head, *(compared if what_if else ()))
@@ -420,10 +412,8 @@ def _csv_buildings(answered: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
         yield (answered["district"], answered["month"], *(one[name] for name in head), *of)
 
 
-def _guarded(value: Any) -> Any:
-    if value is True or value is False:
-        return str(value).lower()
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+def _cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else guarded(value)
 
 
 @lru_cache(maxsize=65_536)

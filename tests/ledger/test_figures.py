@@ -29,6 +29,7 @@ from shared.facts import (
     FormulaSet,
     HandoverOffered,
     HandoverReturned,
+    Name,
     RequestDisclosed,
     RequestRated,
     RequestReopened,
@@ -512,6 +513,17 @@ def test_weights_make_one_score_and_a_figure_of_nothing_makes_none() -> None:
 def test_rates_are_whole_numbers_rounded_half_up(numerator: int, denominator: int, rate: int, text: str) -> None:
     assert figures.per_10000(numerator, denominator) == rate
     assert figures.said(rate) == text
+
+
+def test_a_table_has_its_mark_and_no_cell_that_a_spreadsheet_runs() -> None:
+    named = changed("closing", title=Name(zh="=HYPERLINK(1)", en="x"))
+    stream = [said(named.model_copy(update={"version": 1}), FIRST, of=HUB), *a_life(1)]
+    table = figures.as_csv(computed(log(stream), formulas=DEFAULT))
+    lines = table.decode().splitlines()
+    assert lines[0].startswith("\ufeffdistrict,figure,指标,numerator,denominator,rate")
+    [closing] = [line for line in lines if ",closing," in line]
+    assert closing.startswith("420106,closing,'=HYPERLINK(1),1,1,10000,100.00 %,")
+    assert closing.endswith(",1,1,10000,100.00 %,false")
 
 
 # --- appeals ----------------------------------------------------------------------------------------------------------------

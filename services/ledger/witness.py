@@ -40,6 +40,10 @@ from shared.web import Readiness, create_app, problems
 
 PROOF_MAX = 63
 BODY_BYTES_MAX = NOTE_BYTES_MAX + 64 * 48
+SHOWN_MAX = 2000
+"""Characters of a checkpoint that was not cosigned that go into the log."""
+EVIDENCE_MAX = 20
+"""Forks of which both notes are kept: one is enough to convict, and more must not fill the disk."""
 ASK_WITHIN_S = 15.0
 """The ledger holds a question until there is something new, for less than this."""
 REFUSALS: Mapping[int, str] = {
@@ -79,9 +83,9 @@ class Asked(NamedTuple):
             proof = tuple(b64decode(line, validate=True) for line in lines)
             if len(proof) > PROOF_MAX or any(len(piece) != HASH_BYTES for piece in proof):
                 raise ValueError(f"the proof is at most {PROOF_MAX} hashes of 32 bytes")
+            return cls(int(old), proof, Note.parse(note))
         except ValueError as why:
             raise NoteError(f"not an add-checkpoint request: {why}") from None
-        return cls(int(old), proof, Note.parse(note))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class Verdict:
             holds, 422 no continuation.
         said: why, or with 409 the size it holds.
         checkpoint: with 200, what it holds from now on.
-        contradicts: the log's signature stands under both what it holds and this: the evidence of a fork.
+        contradicts: the log's signature stands under what it holds and under another text of the same size: the evidence of a fork.
+            A proof that fails is none: anybody may bring a bad proof with a good checkpoint.
     """
 
     status: int
@@ -122,15 +127,14 @@ def judge(held: Note | None, logs: Sequence[Verifier], asked: Asked) -> Verdict:
     if asked.old > new.size:
         return Verdict(400, f"the checkpoint has {new.size} leaves, fewer than the {asked.old} before")
     have = Checkpoint.parse(held.body) if held else Checkpoint(new.origin, 0, tree.EMPTY)
-    same = have.size == new.size
-    if same and have.root != new.root:
-        return Verdict(409, f"{have.size}\n", contradicts=held is not None)
+    if held and have.size == new.size and held.body != asked.note.body:
+        return Verdict(409, f"{have.size}\n", contradicts=True)
     if asked.old != have.size:
         return Verdict(409, f"{have.size}\n")
     try:
         tree.verify_consistency(have.size, new.size, have.root, new.root, asked.proof)
     except ProofError as why:
-        return Verdict(422, str(why), contradicts=held is not None)
+        return Verdict(422, str(why))
     return Verdict(200, checkpoint=new)
 
 
@@ -172,13 +176,14 @@ class Memory:
         """Keep this one instead, for good before this returns. Raises OSError."""
         self._write(self.folder / f"{origin_hash(origin)}.note", note.text)
 
-    def accuse(self, held: Note, other: Asked) -> Path:
-        """Keep two signed checkpoints that contradict each other; returns where."""
+    def accuse(self, held: Note, other: Note) -> Path | None:
+        """Keep two signed checkpoints that contradict each other; returns where, None where these two, or `EVIDENCE_MAX`, are kept."""
         folder = self.folder / "evidence"
         folder.mkdir(exist_ok=True, mode=0o700)
-        said = f"{held.text}\n{other.body}"
-        file = folder / f"{sha256(said.encode()).hexdigest()[:16]}.txt"
-        self._write(file, said)
+        file = folder / f"{sha256((held.body + other.body).encode()).hexdigest()[:16]}.txt"
+        if file.exists() or len(list(folder.glob("*.txt"))) >= EVIDENCE_MAX:
+            return None
+        self._write(file, f"{held.text}\n{other.text}")
         return file
 
     def evidence(self) -> list[str]:
@@ -237,8 +242,8 @@ class Witness:
             if verdict.checkpoint is None:
                 if verdict.contradicts and held is not None:
                     FORKS.inc()
-                    where = await asyncio.to_thread(self.memory.accuse, held, asked)
-                    logger().error("fork", log=origin, held=Checkpoint.parse(held.body).size, evidence=str(where))
+                    if where := await asyncio.to_thread(self.memory.accuse, held, asked.note):
+                        logger().error("fork", log=origin, held=Checkpoint.parse(held.body).size, evidence=str(where))
                 return self._say(verdict)
             await asyncio.to_thread(self.memory.hold, origin, asked.note)
         SIZE.labels(origin).set(verdict.checkpoint.size)
@@ -271,9 +276,9 @@ async def follow(bus: Bus, district: str, witness: Witness, origin: str, stop: a
         try:
             await _follow_once(bus, f"qry.{district}.witness", witness, origin)
             failures = 0
-        except (UnavailableError, NoteError, OSError) as why:
+        except Exception as why:  # whatever the ledger says must not end this: nobody would notice
             failures += 1
-            logger().warning("witness_waits", log=origin, why=str(why))
+            logger().warning("witness_waits", log=origin, why=str(why) or type(why).__name__)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), min(10.0, 0.5 * 2 ** min(failures, 5)))
 
@@ -287,8 +292,9 @@ async def _follow_once(bus: Bus, subject: str, witness: Witness, origin: str) ->
     verdict = await witness.add(str(body).encode())
     if verdict.checkpoint is None:
         # Either the ledger is behind what it once signed, or it tells another history: a person has to look.
-        logger().error("not_cosigned", log=origin, status=verdict.status, why=verdict.said.strip())
-        raise UnavailableError(f"not cosigned: {verdict.status}: {verdict.said.strip()}")
+        why = verdict.said.strip()
+        logger().error("not_cosigned", log=origin, status=verdict.status, why=why, shown=str(body)[-SHOWN_MAX:])
+        raise UnavailableError(f"not cosigned: {verdict.status}: {why}")
     told = orjson.dumps({"log": origin, "size": verdict.checkpoint.size, "line": verdict.said})
     _read(await bus.request(f"{subject}.cosigned", told, timeout_s=5))
 
@@ -301,7 +307,8 @@ def _read(answer: bytes) -> dict[str, Any]:
     except (orjson.JSONDecodeError, AttributeError):
         raise UnavailableError("the ledger's answer is not understood") from None
     if wrong is not None:
-        raise UnavailableError(str(wrong.get("detail_en") or wrong.get("code")))
+        told = (wrong.get("detail_en") or wrong.get("code")) if isinstance(wrong, dict) else wrong
+        raise UnavailableError(str(told))
     return said
 
 

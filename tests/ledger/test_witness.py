@@ -21,7 +21,7 @@ from services.ledger import tree
 from services.ledger.cosigning import Cosigning
 from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
 from services.ledger.tree import Tile, Tiles
-from services.ledger.witness import Asked, HeldElsewhereError, Memory, Witness, judge, origin_hash
+from services.ledger.witness import EVIDENCE_MAX, Asked, HeldElsewhereError, Memory, Witness, judge, origin_hash
 from shared.errors import RefusedError
 
 ORIGIN = "ledger.example/main/1"
@@ -32,8 +32,8 @@ HONEST = [tree.leaf_hash(b"%d" % n) for n in range(600)]
 FORGED = [*HONEST[:99], tree.leaf_hash(b"another history"), *HONEST[100:]]
 
 
-def signed(size: int, leaves: list[bytes] = HONEST, key: Key = LOG) -> Note:
-    body = checkpoint(ORIGIN, size, tree.root_of(leaves[:size]), tree.EMPTY).body
+def signed(size: int, leaves: list[bytes] = HONEST, key: Key = LOG, heads: bytes = tree.EMPTY) -> Note:
+    body = checkpoint(ORIGIN, size, tree.root_of(leaves[:size]), heads).body
     return Note(body).signed([key.sign(body)])
 
 
@@ -76,7 +76,7 @@ async def test_it_cosigns_what_continues_what_it_holds(witness: Witness, tmp_pat
         (100, 50, HONEST, LOG, 400, False),
         (50, 50, HONEST, LOG, 409, False),
         (100, 100, FORGED, LOG, 409, True),
-        (100, 200, FORGED, LOG, 422, True),
+        (100, 200, FORGED, LOG, 422, False),  # of another size no two notes convict: the proof is whoever asks's
         (100, 200, HONEST, STRANGER, 403, False),
         (100, 200, HONEST, Key.make("other.example/log"), 403, False),
     ],
@@ -97,6 +97,32 @@ async def test_it_refuses_what_does_not(
         assert question.note.text in evidence[0]
 
 
+async def test_another_count_of_the_districts_under_the_same_root_is_a_fork(witness: Witness) -> None:
+    assert (await witness.add((await asked(0, 100)).body.encode())).status == 200
+    other = signed(100, heads=tree.leaf_hash(b"an office without its last events"))
+    for stranger in (STRANGER, Key.make("else.example")):  # the same two bodies are kept once, whoever adds lines
+        verdict = await witness.add(Asked(100, (), other.signed([stranger.sign(other.body)])).body.encode())
+        assert (verdict.status, verdict.said) == (409, "100\n")
+    (kept,) = witness.memory.evidence()
+    assert signed(100).text in kept
+    assert other.body in kept
+
+
+async def test_a_genuine_checkpoint_with_a_bad_proof_accuses_nobody(witness: Witness) -> None:
+    assert (await witness.add((await asked(0, 100)).body.encode())).status == 200
+    for n in range(3):
+        assert (await witness.add(Asked(100, (tree.leaf_hash(b"%d" % n),), signed(200)).body.encode())).status == 422
+    assert witness.memory.evidence() == []
+    assert (await witness.add((await asked(100, 200)).body.encode())).status == 200
+
+
+async def test_evidence_does_not_fill_the_disk(witness: Witness) -> None:
+    assert (await witness.add((await asked(0, 100)).body.encode())).status == 200
+    for n in range(EVIDENCE_MAX + 5):
+        await witness.add(Asked(100, (), signed(100, heads=tree.leaf_hash(b"%d" % n))).body.encode())
+    assert len(witness.memory.evidence()) == EVIDENCE_MAX
+
+
 def test_a_log_that_is_not_watched_is_not_found() -> None:
     assert judge(None, [], Asked(0, (), signed(5))).status == 404
 
@@ -108,6 +134,7 @@ def test_a_log_that_is_not_watched_is_not_found() -> None:
         b"\xff",
         b"old x\n\n",
         b"old 1\n",
+        b"old " + b"9" * 5000 + b"\n\n" + signed(5).text.encode(),
         b"old 1\nAAAA\n\n" + signed(5).text.encode(),
         b"old 0\n\nnonsense",
         b"0\n\n",
@@ -258,7 +285,7 @@ async def test_a_witness_in_a_process_of_its_own_is_asked_killed_and_remembers(p
     # Another history: the same key, another leaf below what the witness holds.
     forged = cosigning(f"log {LOG.verifier.text}\nwitness a {process.vkey} {process.url}\nquorum a", Kept(), FORGED)
     async with running(forged):
-        await forged.announce(signed(300, FORGED))
+        await forged.announce(signed(200, FORGED))
         await until(lambda: httpx2.get(f"{process.url}/v1/witness").json()["evidence"])
         assert forged.cosigned is None
     shown = await asyncio.to_thread(
@@ -270,7 +297,7 @@ async def test_a_witness_in_a_process_of_its_own_is_asked_killed_and_remembers(p
     )
     assert shown.returncode == 1
     assert signed(200).text in shown.stdout
-    assert signed(300, FORGED).text in shown.stdout
+    assert signed(200, FORGED).text in shown.stdout
 
     # A log that was rolled back learns from the witness's own checkpoint that it has signed more.
     behind = cosigning(f"log {LOG.verifier.text}\nwitness a {process.vkey} {process.url}\nquorum a", Kept())

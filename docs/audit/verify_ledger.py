@@ -142,10 +142,13 @@ def read_policy(text: str) -> tuple:
         if words[0] == "log":
             logs.append(key_of(words[1]))
         elif words[0] == "witness":
-            witnesses[words[1]] = key_of(words[2])
+            key = key_of(words[2])
+            if any(other[3] == key[3] for other in witnesses.values()):
+                give_up(f"policy: the key of {words[1]} is there already, and counts once")
+            witnesses[words[1]] = key
         elif words[0] == "group":
             needed = {"any": 1, "all": len(words) - 3}.get(words[2]) or int(words[2])
-            groups[words[1]] = needed, words[3:]
+            groups[words[1]] = needed, {*words[3:]}
         elif words[0] == "quorum":
             quorum = words[1]
     return logs, witnesses, groups, quorum

@@ -305,7 +305,10 @@ class Policy:
                     case ["log", vkey, *_]:
                         logs.append(Verifier.parse(vkey))
                     case ["witness", name, vkey, *url] if name not in witnesses and name not in groups:
-                        witnesses[name] = Verifier.parse(vkey)
+                        key = Verifier.parse(vkey)
+                        if twin := [other for other in witnesses if witnesses[other].public == key.public]:
+                            raise NoteError(f"this is the key of {twin[0]}: one key counts once")
+                        witnesses[name] = key
                         urls.update({name: url[0]} if url else {})
                     case ["group", name, needed, *members] if members and name not in witnesses and name not in groups:
                         groups[name] = _group(needed, members, {*witnesses, *groups})
@@ -346,6 +349,8 @@ class Policy:
 def _group(needed: str, members: Sequence[str], known: Collection[str]) -> Group:
     if unknown := [member for member in members if member not in known]:
         raise NoteError(f"nobody is called {unknown[0]}")
+    if len({*members}) < len(members):
+        raise NoteError("a member counts once")
     many = {"any": 1, "all": len(members)}.get(needed) or (int(needed) if needed.isdecimal() else 0)
     if not 1 <= many <= len(members):
         raise NoteError(f"{needed} of {len(members)}")

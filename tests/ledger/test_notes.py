@@ -85,7 +85,9 @@ def test_groups_of_groups() -> None:
     [
         ("group x 3 a b", "3 of 2"),
         ("group x any d", "nobody is called d"),
+        ("group x 2 a a", "counts once"),
         ("witness a " + WITNESSES["b"].verifier.text, "taken"),
+        ("witness again " + WITNESSES["b"].verifier.text, "key of b: one key counts once"),
         ("quorum nobody", "unknown"),
         ("log nonsense", "base64|vkey"),
         ("frobnicate", "not understood"),

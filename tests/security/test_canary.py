@@ -6,6 +6,7 @@ they are forgotten, that they are nowhere.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from uuid import uuid4
 import bson
 import httpx2
 import orjson
+import pyarrow.parquet as parquet
 import pymongo
 import pytest
 import pytest_asyncio
@@ -242,6 +244,14 @@ class Teller:
         auditor = {"Authorization": f"Bearer {self.stack.token('auditor')}"}
         for path in ("/v1/events?kinds=all", "/v1/cases", "/v1/ledger"):
             places[path] = (await self.http.get(f"{self.stack.urls['ledger']}{path}", headers=auditor)).content
+        for format in ("csv", "ocel", "xes", "parquet"):
+            path = f"/v1/exports?format={format}"
+            held = (await self.http.get(f"{self.stack.urls['ledger']}{path}", headers=auditor)).content
+            if format == "parquet":  # it is compressed
+                columns = parquet.read_table(io.BytesIO(held)).drop_columns(["time", "recorded"]).columns
+                cells = (cell for column in columns for cell in column.to_pylist())
+                held = b"\n".join(cell if isinstance(cell, bytes) else str(cell).encode() for cell in cells)
+            places[path] = held
         places["mongo"] = await asyncio.to_thread(self.dump)
         both: tuple[Rules[Any], ...] = (DESK, NOTIFY)
         for name in (snapshot_name(rules, DISTRICT, n) for rules in both for n in range(2)):
@@ -318,7 +328,16 @@ async def test_the_member_who_came_was_shown_what_was_sealed(story: Story) -> No
 
 @once
 async def test_a_resident_is_nowhere_in_the_clear_while_everything_works(story: Story) -> None:
-    there = ("facts", "mongo", "/v1/events?kinds=all", "metrics of intake", "logs/intake.log", "logs/notify.log")
+    exports = [f"/v1/exports?format={format}" for format in ("csv", "ocel", "xes", "parquet")]
+    there = (
+        *exports,
+        "facts",
+        "mongo",
+        "/v1/events?kinds=all",
+        "metrics of intake",
+        "logs/intake.log",
+        "logs/notify.log",
+    )
     assert [place for place in there if not story.before.places.get(place)] == []
     snapshots = [held for place, held in story.before.places.items() if place.startswith("snapshot") and held]
     assert len(snapshots) >= 2

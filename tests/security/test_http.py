@@ -133,11 +133,16 @@ def test_no_route_takes_another_district_for_ones_own(at: Offices) -> None:
                 named = {parameter["name"] for parameter in operation.get("parameters", ())}
                 if "district" not in named or operation.get("security") != [{"token": []}]:
                     continue
+                needed = {
+                    parameter["name"]: sample(parameter["schema"])
+                    for parameter in operation.get("parameters", ())
+                    if parameter["in"] == "query" and parameter["required"]
+                }
                 content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
                 body = {"json": BODIES.get(path) or sample(content["schema"])} if content else {}
                 for role in operation["x-roles"]:
                     token = at.token(f"m-{WUCHANG}-1 {WUCHANG} {role}")
-                    where = {"params": {"district": QINGSHAN}}
+                    where = {"params": {**needed, "district": QINGSHAN}}
                     answer = at.office.call(method.upper(), service, re.sub(r"[{}]", "", path), token, **where, **body)
                     tried += 1
                     if told(answer) not in (FOREIGN, (403, "everywhere_only")):

@@ -18,7 +18,7 @@ from tests.bench.harness import REPORT, Benchmark, Row, Workshop, write_report
 
 BENCHMARKS = (
     *("pipe", "intake", "latency", "stream", "flood", "commit", "recovery", "memory", "login", "auth", "seal"),
-    *("ledger_ingest", "ledger_replay", "ledger_audit", "ledger_proofs", "ledger_checkpoint"),
+    *("ledger_ingest", "ledger_replay", "ledger_export", "ledger_audit", "ledger_proofs", "ledger_checkpoint"),
 )
 """In this order: those that share a filled stream come one after the other. Each is a module of this package with `run`."""
 

@@ -22,7 +22,7 @@ try:
 except ImportError:
     pa = pq = None
 
-GROUP_ROWS = 20_000
+GROUP_ROWS = 10_000
 KEY = b"paidan"
 
 
@@ -35,7 +35,7 @@ class AsParquet(Writer):
         super().__init__(ground)
         self._sink = _Sink()
         self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, "w"), _schema(), compression="zstd")
-        self._rows: list[Row] = []
+        self._pages: list[Any] = []
         self.by = f"pyarrow {pa.__version__}"
 
     def head(self, _: Mapping[str, Any]) -> bytes:
@@ -45,8 +45,8 @@ class AsParquet(Writer):
     def leaves(self, rows: Sequence[Row]) -> bytes:
         """Rows in groups, each once it is full."""
         self.written += len(rows)
-        self._rows += rows
-        if len(self._rows) >= GROUP_ROWS:
+        self._pages.append(self._page(rows))
+        if sum(page.num_rows for page in self._pages) >= GROUP_ROWS:
             self._group()
         return self._sink.taken()
 
@@ -58,9 +58,11 @@ class AsParquet(Writer):
         return self._sink.taken()
 
     def _group(self) -> None:
-        rows, self._rows = self._rows, []
-        if not rows:
-            return
+        pages, self._pages = self._pages, []
+        if pages:
+            self._writer.write_table(pa.concat_tables(pages))
+
+    def _page(self, rows: Sequence[Row]) -> Any:
         columns: dict[str, list[Any]] = {
             "seq": [row.index for row in rows],
             "kind": [row.kind for row in rows],
@@ -83,7 +85,7 @@ class AsParquet(Writer):
             "data": [canonical(row.data).decode() if row.data else None for row in rows],
             "leaf": [row.leaf for row in rows],
         }
-        self._writer.write_table(pa.table(columns, schema=_schema()))
+        return pa.table(columns, schema=_schema())
 
 
 class _Sink:

@@ -30,6 +30,7 @@ STEPS = {
 }
 REPLACED = "\ufffd"
 """For what XML cannot hold."""
+_SPECIAL = re.compile("[^ !#-%'-;=?-~\u4e00-\u9fff]")
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -117,4 +118,5 @@ def _date(key: str, value: str) -> str:
 
 
 def _attribute(kind: str, key: str, value: str) -> str:
-    return f"<{kind} key={quoteattr(key)} value={quoteattr(_ILLEGAL.sub(REPLACED, value))}/>"
+    quoted = quoteattr(_ILLEGAL.sub(REPLACED, value)) if _SPECIAL.search(value) else f'"{value}"'
+    return f'<{kind} key="{key}" value={quoted}/>'

@@ -15,7 +15,7 @@ from typing import Protocol
 import orjson
 
 from services.ledger import leaves
-from services.ledger.store import Selection
+from services.ledger.store import Selection, Signed
 from shared.errors import RefusedError
 
 SIGNED_WITHIN_S = 2.0
@@ -40,8 +40,8 @@ class Log(Protocol):
     async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
         """Leaves in a range."""
 
-    async def last_checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
-        """Size, note and `recorded` of the last checkpoint, or of the last one that is not larger than a size."""
+    async def checkpoint(self, size: int | None = None) -> Signed | None:
+        """The last checkpoint that is not larger than a size; without one the newest."""
 
     async def cosignatures(self, size: int) -> list[str]:
         """The signature lines of those who have cosigned the checkpoint of this size."""
@@ -75,28 +75,28 @@ async def pin(log: Log, as_of: str | None) -> Pin:
         RefusedError: `invalid`, `no_checkpoint`.
     """
     size = await log.size()
-    latest = await log.last_checkpoint()
+    latest = await log.checkpoint()
     if as_of is None:
         ends = monotonic() + SIGNED_WITHIN_S
-        while latest is not None and latest[0] < size and monotonic() < ends:
+        while latest is not None and latest.size < size and monotonic() < ends:
             await asyncio.sleep(0.05)
-            latest = await log.last_checkpoint()
-        return await vouched(log, latest[0] if latest else size)
+            latest = await log.checkpoint()
+        return await vouched(log, latest.size if latest else size)
     wanted = await size_at(log, as_of)
     if latest is None:
         return Pin(wanted)
-    found = await log.last_checkpoint(wanted)
-    if found is None or (found[0] != wanted and isinstance(parsed(as_of), int)):
+    found = await log.checkpoint(wanted)
+    if found is None or (found.size != wanted and isinstance(parsed(as_of), int)):
         raise RefusedError("no_checkpoint", field="as_of", of=as_of)
-    return await vouched(log, found[0])
+    return await vouched(log, found.size)
 
 
 async def vouched(log: Log, size: int) -> Pin:
     """A size with its checkpoint, if it has one."""
-    found = await log.last_checkpoint(size)
-    if found is None or found[0] != size:
+    found = await log.checkpoint(size)
+    if found is None or found.size != size:
         return Pin(size)
-    return Pin(size, found[1] + "".join(await log.cosignatures(size)))
+    return Pin(size, found.note + "".join(await log.cosignatures(size)))
 
 
 async def size_at(log: Log, as_of: str | None) -> int:

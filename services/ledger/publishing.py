@@ -74,7 +74,7 @@ async def published(store: Store, signer: Signer, size: int | None = None) -> tu
     if size is None and signer.witnesses and (served := signer.witnesses.served()):
         size = Checkpoint.parse(served.body).size
     signed = await store.checkpoint(size)
-    if signed is None:
+    if signed is None or size not in (None, signed.size):
         raise RefusedError("not_found", what="checkpoint" if size is None else f"checkpoint {size}")
     return signed, Note.parse(signed.note).signed(map(Signature.parse, await store.cosignatures(signed.size)))
 

@@ -406,13 +406,6 @@ class Store:
             found = self._events.find({"_id": {"$in": list(indices)}}, {"b": 1}).sort("_id", ASCENDING)
             return [(document["_id"], bytes(document["b"])) async for document in found]
 
-    async def last_checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
-        """Size, note and `recorded` (ns) of the last checkpoint, or of the last one that is not larger than a size."""
-        by = {} if below is None else {"_id": {"$lte": below}}
-        with _asking():
-            found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
-        return (found["_id"], found["note"], int(found["recorded"])) if found else None
-
     async def count(self, selection: Selection, since: int, below: int) -> int:
         """How many leaves with since ≤ index < below are selected."""
         with _asking(60):
@@ -477,11 +470,11 @@ class Store:
             await self._tiles.bulk_write(writes, ordered=True)
 
     async def checkpoint(self, size: int | None = None) -> Signed | None:
-        """The checkpoint of this size; without one the newest."""
-        by = {} if size is None else {"_id": size}
+        """The last checkpoint that is not larger than a size; without one the newest."""
+        by = {} if size is None else {"_id": {"$lte": size}}
         with _asking():
             found = await self._checkpoints.find_one(by, sort=[("_id", DESCENDING)])
-        return Signed(found["_id"], found["note"], found["recorded"], found["at"]) if found else None
+        return Signed(found["_id"], found["note"], int(found["recorded"]), found["at"]) if found else None
 
     async def put_checkpoint(self, signed: Signed) -> None:
         """Store a checkpoint, unless there is one of this size."""

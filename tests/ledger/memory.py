@@ -1,13 +1,14 @@
 """A log in memory that answers as the store does: what folds and replays read, without a database."""
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from services.ledger import heads, leaves
 from services.ledger.cases import Case
 from services.ledger.leaves import Leaf, Prefix
 from services.ledger.projecting import fold, stored_leaf
-from services.ledger.store import Selection
+from services.ledger.store import Selection, Signed
 from shared.bus import Delivery
 from shared.envelope import Envelope
 from shared.facts import HUB
@@ -74,9 +75,9 @@ class Memory:
                 found[district] = found.get(district, (0, 0))[0] + 1, leaf.index
         return found
 
-    async def last_checkpoint(self, below: int | None = None) -> tuple[int, str, int] | None:
-        found = [(size, *signed) for size, signed in self.notes.items() if below is None or size <= below]
-        return max(found) if found else None
+    async def checkpoint(self, size: int | None = None) -> Signed | None:
+        found = [each for each in self.notes if size is None or each <= size]
+        return Signed(max(found), *self.notes[max(found)], datetime.fromtimestamp(0, UTC)) if found else None
 
     async def cosignatures(self, size: int) -> list[str]:
         return []

@@ -119,6 +119,7 @@ def log(tmp_path_factory: pytest.TempPathFactory, identities: Identities, mongo_
             for size in SIGNED:
                 kept = await store.checkpoint(size)
                 assert kept is not None
+                assert kept.size == size
                 for name in ("a", "b"):
                     line = witnesses[name].sign(Note.parse(kept.note).body, 1_800_000_000).line
                     await store.put_cosignature(size, witnesses[name].name, line)

@@ -18,7 +18,8 @@ import httpx2
 import orjson
 from prometheus_client import Counter, Gauge
 
-from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.notes import NOTE_BYTES_MAX, Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.store import Signed
 from services.ledger.witness import Asked, origin_hash
 from shared.bus import Request
 from shared.envelope import canonical
@@ -30,10 +31,12 @@ QUERIES = "qry.*.witness.*"
 HOLD_S = 10.0
 """How long a witness that asks over the bus is kept waiting for something new."""
 ASK_WITHIN_S = 5.0
+CORRECTED_S = 0.1
+"""Between two questions to a witness that says it holds something else."""
 WAITING_MAX = 200
 """Of those who ask over the bus at a time; more of them are told that there is nothing new, and ask again."""
 KEPT = 1000
-"""Checkpoints whose cosignatures are still taken."""
+"""Checkpoints that are kept at hand."""
 COSIGNED = Gauge("paidan_ledger_cosigned_size", "Leaves of the last checkpoint that enough witnesses have cosigned")
 REFUSED = Counter(
     "paidan_ledger_witness_refusals_total", "Checkpoints a witness refused to cosign", ["witness", "status"]
@@ -45,6 +48,9 @@ Prove = Callable[[int, int], Awaitable[list[bytes]]]
 
 class Cosignatures(Protocol):
     """What is needed of the store."""
+
+    async def checkpoint(self, size: int | None = None) -> Signed | None:
+        """The last checkpoint that is not larger than a size."""
 
     async def put_cosignature(self, size: int, witness: str, line: str) -> None:
         """Keep one, for good; one that is there already stays."""
@@ -59,7 +65,8 @@ class Cosigning:
 
     Attributes:
         newest: the last checkpoint that the log has signed.
-        ahead: the last checkpoint of this log that a witness showed and the log no longer knows; None: all is well.
+        ahead: the last checkpoint of this log that a witness showed and the log, whichever instance signed, no longer knows;
+            None: all is well.
         cosigned: the last checkpoint, with cosignatures, that satisfies the policy; the newest where it asks for none.
     """
 
@@ -99,7 +106,8 @@ class Cosigning:
         What a witness of this name that holds `old` leaves has to be shown; None: nothing new in this time.
 
         The checkpoint that it holds is shown again where its cosignature is not there: it was lost on the way.
-        Where it holds more than was signed, it is shown the newest all the same: it refuses, and says so at home.
+        Where it holds more than this instance has signed, it waits: another one was quicker. Where the log was rolled back, it is
+        shown the newest all the same: it refuses, and says so at home.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s), self._moved:
@@ -115,21 +123,27 @@ class Cosigning:
         Keep a cosignature.
 
         Raises:
-            RefusedError: `invalid`: of a checkpoint that is not among the last, by nobody whom the policy names, or wrong.
+            RefusedError: `invalid`: of a checkpoint that is not there, by nobody whom the policy names, or wrong.
             UnavailableError: the store is away; the witness cosigns the next one.
         """
-        note = self._signed.get(size)
+        note = self._signed.get(size) or await self._kept(size)
         try:
             if note is None:
-                raise NoteError(f"no checkpoint of {size} leaves is among the last {KEPT}")
+                raise NoteError(f"there is no checkpoint of {size} leaves")
             signature = Signature.parse(line)
             if not Note(note.body, (signature,)).verified(self.policy.witnesses.values()):
                 raise NoteError(f"the policy names no witness {signature.name} with this key")
         except NoteError as why:
             raise RefusedError("invalid", field="line", why=str(why)) from None
         await self._store.put_cosignature(size, signature.name, signature.line)
-        self._signed[size] = self._signed.get(size, note).signed([signature])
-        self._look(size)
+        if size in self._signed:  # else another instance signed it, and this one reads it with its cosignatures
+            self._signed[size] = self._signed[size].signed([signature])
+            self._look(size)
+
+    async def _kept(self, size: int) -> Note | None:
+        """The checkpoint of a size, whichever instance signed it. Raises UnavailableError, NoteError."""
+        found = await self._store.checkpoint(size)
+        return Note.parse(found.note) if found and found.size == size else None
 
     async def close(self) -> None:
         """Keep nobody waiting any longer."""
@@ -155,23 +169,30 @@ class Cosigning:
 
     def _lacks(self, witness: str, old: int) -> bool:
         size = self._size()
-        return size > 0 and (size != old or all(each.name != witness for each in self._signed[size].signatures))
+        if size == old:
+            return size > 0 and all(each.name != witness for each in self._signed[size].signatures)
+        return size > old or (size > 0 and self.ahead is not None)
 
     def _size(self) -> int:
         return Checkpoint.parse(self.newest.body).size if self.newest else 0
 
-    def holds(self, text: str) -> int:
+    async def holds(self, text: str) -> int:
         """
         What a witness says it holds, by the checkpoint itself: the log's signature under it is what makes it count.
 
         Raises:
             NoteError: it is none of this log's.
+            UnavailableError: the store is away, and only there can be seen whether another instance signed it.
         """
         note = Note.parse(text)
         held = Checkpoint.parse(note.body)
         if held.origin != self.origin or not note.verified(self._keys()):
             raise NoteError("not a checkpoint that this log has signed")
-        if self.newest is not None and held.size > max(self._size(), self.ahead.size if self.ahead else 0):
+        if held.size <= max(self._size(), self.ahead.size if self.ahead else 0):
+            return held.size
+        kept = await self._kept(held.size)
+        # While we looked it may have been announced.
+        if held.size > self._size() and (kept is None or kept.body != note.body):
             logger().error("witness_ahead", log=self.origin, holds=held.size, signed=self._size())
             self.ahead = held
         return held.size
@@ -198,7 +219,7 @@ class Cosigning:
             raise RefusedError("not_found", what=str(log)[:200])
         if request.subject.endswith(".next"):
             try:
-                old = self.holds(held) if (held := asked.get("held")) else 0
+                old = await self.holds(held) if (held := asked.get("held")) else 0
             except (NoteError, AttributeError) as why:
                 raise RefusedError("invalid", field="held", why=str(why)) from None
             self._waiting += 1
@@ -208,7 +229,7 @@ class Cosigning:
                 self._waiting -= 1
             return {"add": found.body} if found else {}
         size, line = asked.get("size"), asked.get("line")
-        if type(size) is not int or not isinstance(line, str):
+        if type(size) is not int or not 0 <= size < 2**53 or not isinstance(line, str):
             raise RefusedError("invalid", field="line", why="须为签名行与大小", why_en="a signature's line, and a size")
         await self.take(size, line)
         return {}
@@ -225,27 +246,40 @@ class Cosigning:
 
     async def _press(self, name: str, url: str) -> None:
         held, failures, key = 0, 0, self.policy.witnesses[name].name
-        async with httpx2.AsyncClient(timeout=ASK_WITHIN_S) as client:
+        async with httpx2.AsyncClient(timeout=ASK_WITHIN_S, headers={"Accept-Encoding": "identity"}) as client:
             while True:
                 try:
                     asked = await self.next(key, held, 60)
                     if asked is None:
                         continue
-                    response = await client.post(f"{url}/add-checkpoint", content=asked.body)
-                    if response.status_code == 200:
+                    status, said = await _exchange(client, "POST", f"{url}/add-checkpoint", asked.body)
+                    if status == 200:
                         held = Checkpoint.parse(asked.note.body).size
-                        await self.take(held, response.text)
+                        await self.take(held, said)
                         failures = 0
                         continue
-                    REFUSED.labels(name, str(response.status_code)).inc()
-                    said = response.text.strip()
-                    if response.status_code == 409 and said.isascii() and said.isdecimal() and int(said) != held:
+                    REFUSED.labels(name, str(status)).inc()
+                    said = said.strip()
+                    if status == 409 and said.isascii() and said.isdecimal() and int(said) != held:
                         held = int(said)  # it knows better what it holds
-                        if held <= self._size():
-                            continue
-                        self.holds((await client.get(f"{url}/{origin_hash(self.origin)}/checkpoint")).text)
-                    raise NoteError(f"{response.status_code}: {said[:200]}")
-                except (httpx2.HTTPError, httpx2.InvalidURL, NoteError, RefusedError, UnavailableError) as why:
+                        if held > self._size():
+                            _, shown = await _exchange(client, "GET", f"{url}/{origin_hash(self.origin)}/checkpoint")
+                            await self.holds(shown)
+                        await asyncio.sleep(CORRECTED_S)
+                        continue
+                    raise NoteError(f"{status}: {said[:200]}")
+                except Exception as why:  # whatever a witness says must not end this: nobody would notice
                     failures += 1
-                    logger().warning("witness_not_reached", witness=name, why=str(why) or type(why).__name__)
+                    logger().warning("witness_not_reached", witness=name, why=str(why)[:200] or type(why).__name__)
                     await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))
+
+
+async def _exchange(client: httpx2.AsyncClient, method: str, url: str, body: str | None = None) -> tuple[int, str]:
+    """Status and text of an answer, which is no longer than a note. Raises HTTPError, InvalidURL, TimeoutError, NoteError."""
+    said = b""
+    async with asyncio.timeout(ASK_WITHIN_S), client.stream(method, url, content=body) as response:
+        async for chunk in response.aiter_raw():
+            said += chunk
+            if len(said) > NOTE_BYTES_MAX:
+                raise NoteError(f"{response.status_code}, and an answer of more than {NOTE_BYTES_MAX} bytes")
+    return response.status_code, said.decode(errors="replace")

@@ -269,7 +269,7 @@ async def test_what_enough_witnesses_have_seen_is_shown_and_what_one_holds_is_no
 
     [key] = signer.keys.signing(signer.now())
     seen = notes.checkpoint(ORIGIN, 40, tree.EMPTY, tree.EMPTY).body
-    cosigning.holds(Note(seen).signed([key.sign(seen)]).text)
+    await cosigning.holds(Note(seen).signed([key.sign(seen)]).text)
     await signer.step()
     assert signer.refusal is not None
     assert signer.refusal.code == "truncated"

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -20,6 +21,7 @@ from deploy.servers import free_port
 from services.ledger import tree
 from services.ledger.cosigning import Cosigning
 from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
+from services.ledger.store import Signed
 from services.ledger.tree import Tile, Tiles
 from services.ledger.witness import EVIDENCE_MAX, Asked, HeldElsewhereError, Memory, Witness, judge, origin_hash
 from shared.errors import RefusedError
@@ -180,6 +182,12 @@ class Kept:
     """Cosignatures in memory."""
 
     lines: dict[int, dict[str, str]] = field(default_factory=dict)
+    notes: dict[int, Note] = field(default_factory=dict)
+    """What some instance has signed."""
+
+    async def checkpoint(self, size: int | None = None) -> Signed | None:
+        found = max((each for each in self.notes if size is None or each <= size), default=None)
+        return Signed(found, self.notes[found].text, 0, datetime.now(UTC)) if found is not None else None
 
     async def put_cosignature(self, size: int, witness: str, line: str) -> None:
         self.lines.setdefault(size, {}).setdefault(witness, line)
@@ -327,10 +335,59 @@ async def test_a_claim_to_hold_more_needs_the_log_s_signature() -> None:
     made = cosigning("quorum none", Kept())
     await made.announce(signed(100))
     with pytest.raises(NoteError):
-        made.holds(signed(200, key=STRANGER).text)
+        await made.holds(signed(200, key=STRANGER).text)
     assert made.ahead is None
-    assert made.holds(signed(200).text) == 200
+    assert await made.holds(signed(200).text) == 200
     assert made.ahead is not None
+
+
+async def test_an_instance_that_lags_alarms_nobody_and_takes_what_is_for_the_other() -> None:
+    kept = Kept()
+    policy = f"log {LOG.verifier.text}\nwitness a {WITNESS.verifier.text}\nquorum a"
+    made = cosigning(policy, kept)
+    await made.announce(signed(100))
+    kept.notes[200] = signed(200)  # by the other
+    assert await made.holds(signed(200).text) == 200
+    assert made.ahead is None
+    assert await made.next(WITNESS.name, 200, 0.05) is None
+    await made.take(200, WITNESS.sign(signed(200).body, 1).line)
+    assert made.cosigned is None
+    await made.announce(signed(200))
+    assert made.cosigned == made.newest
+    # The same size in the store, and another text at a witness: that is no lag.
+    kept.notes[300] = signed(300)
+    await made.holds(signed(300, FORGED).text)
+    assert made.ahead == Checkpoint.parse(signed(300, FORGED).body)
+    assert await made.next(WITNESS.name, 300, 0.05) is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param((409, b"9" * 5000), id="digits"),
+        pytest.param((200, b"x" * 100_000), id="long"),
+        pytest.param((200, b"\xff nonsense"), id="bytes"),
+    ],
+)
+async def test_a_witness_that_answers_nonsense_is_asked_again(answer: tuple[int, bytes]) -> None:
+    asks, good = 0, WITNESS.sign(signed(100).body, 1).line.encode()
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asks
+        asks += 1
+        await reader.readuntil(b"\r\n\r\n")
+        status, body = answer if asks == 1 else (200, good)
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", port := free_port()):
+        url = f"http://127.0.0.1:{port}"
+        made = cosigning(f"log {LOG.verifier.text}\nwitness a {WITNESS.verifier.text} {url}\nquorum a", Kept())
+        async with running(made):
+            await made.announce(signed(100))
+            await until(lambda: made.cosigned)
+    assert asks == 2
 
 
 async def test_cosignatures_are_found_again_after_a_restart() -> None:

@@ -111,18 +111,18 @@ def audit_folder(
     report.log = named.origin
     report.checkpoint = _believed(text, report, trust)
     size = named.size
-    audit = Audit(report.log, canonical=form, findings=report.findings)
-    _anchor(audit, anchors, report, trust)
-    audit.expect([report.checkpoint] if report.checkpoint else [])
     if not (folder / "tile" / "entries").is_dir():
-        _leaf_hashes(folder, report, trust)
+        _hashes_alone(folder, report, trust, anchors)
         report.leaves, report.root = size, named.root
         report.unchecked["leaves"] = "目录中没有 tile/entries / the folder has none"
         return report
+    audit, grown = Audit(report.log, canonical=form, findings=report.findings), Tiles()
+    _anchor(audit, anchors, report, trust)
+    audit.expect([report.checkpoint] if report.checkpoint else [])
     for since in range(0, size, TILE_WIDTH):
         width = min(TILE_WIDTH, size - since)
         try:
-            found = entries(_bytes(folder, Tile(0, since // TILE_WIDTH, width), "entries"))
+            found = entries(_bytes(folder, Tile(0, since // TILE_WIDTH, width), "entries"))[:width]
         except (FileNotFoundError, ValueError) as why:
             raise NoCopyError(f"entries of leaf {since}: {why}") from None
         tiles = {}
@@ -134,10 +134,16 @@ def audit_folder(
             level, covers = level + 1, covers * TILE_WIDTH
         audit.expect([], tiles, size)
         audit.take([(n, leaf, None) for n, leaf in enumerate(found, since)])
+        grown.append(map(leaf_hash, found))
         if progress:
             progress(audit.size, size)
     audit.end()
     _of(report, audit)
+    agree = report.checkpoint is not None and report.checkpoint.root == grown.root()
+    for tile in tiles_of(size) if audit.size == size else ():
+        # Full tiles have been compared. Where the leaves are wrong, so is what they give for the tiles above.
+        if tile.width < TILE_WIDTH and (agree or tile.level == 0):
+            _compare(folder, tile, grown.tile(tile) or b"", report, "tile" if agree else "tile_or_leaf")
     report.checked += ["leaves", "order", "ordinals", "heads", "tiles", *(["form"] if form else [])]
     return report
 
@@ -406,9 +412,14 @@ def _believed(text: str, report: Report, trust: Policy) -> Checkpoint | None:
 
 
 def _anchor(audit: Audit, anchors: Iterable[Anchor], report: Report, trust: Policy) -> None:
+    for where, checkpoint in _believed_anchors(anchors, report, trust):
+        audit.anchor(where, checkpoint)
+
+
+def _believed_anchors(anchors: Iterable[Anchor], report: Report, trust: Policy) -> Iterator[tuple[str, Checkpoint]]:
     for where, text in anchors:
         if (checkpoint := believed(text, report.log, trust, report.findings)) is not None:
-            audit.anchor(where, checkpoint)
+            yield where, checkpoint
 
 
 def _of(report: Report, audit: Audit) -> None:
@@ -420,38 +431,55 @@ def _of(report: Report, audit: Audit) -> None:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _leaf_hashes(folder: Path, report: Report, trust: Policy) -> list[bytes] | None:
-    """The leaf hashes in a folder of tiles, once every tile is shown to be under its checkpoint."""
-    text = _text(folder / "checkpoint")
-    checkpoint = report.checkpoint or believed(text, report.log, trust, report.findings)
+def _hashes_alone(folder: Path, report: Report, trust: Policy, anchors: Iterable[Anchor]) -> None:
+    """A folder without leaves: whether its leaf hashes give the checkpoint's root, all tiles above them, and what others hold."""
+    checkpoint = report.checkpoint
     if checkpoint is None:
         report.unchecked["tiles"] = "没有可比对的检查点 / there is no checkpoint to hold them against"
-        return None
     hashes: list[bytes] = []
-    grown = Tiles()
-    for tile in tiles_of(checkpoint.size):
+    for tile in tiles_of(checkpoint.size if checkpoint else 0):
         data = _tile(folder, tile)
-        if tile.level:
-            continue
-        if data is None or len(data) != tile.width * HASH_BYTES:
+        if tile.level == 0 and (data is None or len(data) != tile.width * HASH_BYTES):
             report.findings.say("tile_missing", None, tile.path)
-            return None
-        hashes += split(data)
-    for tile, computed in grown.append(hashes):
-        if tile.level and (data := _tile(folder, tile)) not in (None, computed):
-            entry = next(
-                n for n, pair in enumerate(zip(split(data or b""), split(computed), strict=False)) if len({*pair}) > 1
-            )
-            report.findings.say(
-                "tile", None, f"{tile.path}[{entry}]", split(computed)[entry], split(data or b"")[entry]
-            )
-    edge = Edge()
-    edge.extend(hashes)
-    if edge.root() != checkpoint.root:
+            checkpoint = None
+        elif tile.level == 0:
+            hashes += split(data or b"")
+    if checkpoint is None:
+        if anchors:
+            report.unchecked["others' checkpoints"] = "瓦片不全，无从比对 / not without all tiles"
+        return
+    held = [(each.size, where, each) for where, each in _believed_anchors(anchors, report, trust)]
+    edge, grown = Edge(), Tiles()
+    for size, where, other in sorted(held, key=lambda anchor: anchor[0]):
+        edge.extend(hashes[edge.size : size])
+        if edge.size < size:
+            report.findings.say("truncated", size, where, size, edge.size)
+        elif edge.root() != other.root:
+            report.findings.say("fork", size, where, other.root, edge.root())
+    edge.extend(hashes[edge.size :])
+    agree = edge.root() == checkpoint.root
+    if not agree:
         report.findings.say("root", checkpoint.size, f"[0, {checkpoint.size})", checkpoint.root, edge.root())
-        return None
+    full = dict(grown.append(hashes))
+    for tile in tiles_of(checkpoint.size):
+        if tile.level:
+            computed = full.get(tile) or grown.tile(tile) or b""
+            _compare(folder, tile, computed, report, "tile" if agree else "tile_or_leaf")
     report.checked.append("tiles")
-    return hashes
+
+
+def _compare(folder: Path, tile: Tile, computed: bytes, report: Report, code: str) -> None:
+    """A tile in the folder with the one that follows from what it covers; `code` says which of them is wrong."""
+    data = _tile(folder, tile)
+    if data is None:
+        report.findings.say("tile_missing", None, tile.path)
+    elif len(data) != len(computed):
+        report.findings.say("tile", None, tile.path, f"{len(computed)} bytes", f"{len(data)} bytes")
+    else:
+        for n, (expected, found) in enumerate(zip(split(computed), split(data), strict=True)):
+            if expected != found:
+                index = (tile.number * TILE_WIDTH + n) * TILE_WIDTH**tile.level
+                report.findings.say(code, index, f"{tile.path}[{n}]", expected, found)
 
 
 def _tile(folder: Path, tile: Tile) -> bytes | None:
@@ -468,7 +496,7 @@ def _bytes(folder: Path, tile: Tile, level: str) -> bytes:
     file = folder / "tile" / level / partial
     if file.is_file():
         return file.read_bytes()
-    return (folder / "tile" / level / full).read_bytes()
+    return (folder / "tile" / level / full).read_bytes()[: tile.width * HASH_BYTES if level != "entries" else None]
 
 
 def _text(file: Path) -> str:

@@ -44,7 +44,8 @@ _MISSING = bytes(HASH_BYTES)
 FLAT = {str, int, bool, type(None)}
 STRICT = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 LATE = '"late":true,'
-_RECORDED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
+_RECORDED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", re.ASCII)
+_FRACTION = re.compile(rb'\.\d{9}Z"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +300,7 @@ class Audit:
         # One loop with everything an event needs in it: it is run a million times, and calls would be half of it.
         say, cases, ids, groups = self.findings.say, self.cases, self._ids, self._groups
         loads, parsed, pack, canonical = orjson.loads, datetime.fromisoformat, self._fields.pack, self._canonical
+        precise = _FRACTION.match
         grow, log = self.growth.leaves.append, canonical_json(self.log).decode()
         due = self._next_due()
         for index, data, packed in leaves:
@@ -322,10 +324,10 @@ class Audit:
                 subject = data[data.rfind(b'"subject":"') + 11 : -22].decode()
                 id, case, time = event["id"], event.get("correlationid"), event["time"]
                 districts, counts = groups.get(event["districts"]) or self._group(event["districts"])
-                if recorded[:19] != self._second or not index % HEADS_EVERY:
+                if recorded[:19] != self._second or not precise(data, at + 19) or not index % HEADS_EVERY:
                     self._tick(index, EVENT, recorded)
                 late = recorded < self.newest
-                if not late:
+                if not late and self._second:
                     self.newest = recorded
                 self.sequence += 1
                 counted = ""
@@ -435,9 +437,11 @@ class Audit:
         return True
 
     def _tick(self, index: int, kind: str, recorded: str) -> None:
-        """Another second: it is one, and where heads are due there are heads."""
+        """Another second: it is one, and where heads are due there are heads. Of what is no time nothing follows for later leaves."""
         if not _RECORDED.fullmatch(recorded):
             self.findings.say("leaf_form", index, "recorded", "RFC 3339, UTC, nine digits", recorded)
+            self._second = ""
+            return
         self._second = recorded[:19]
         due = index > 0 and (index % HEADS_EVERY == 0 or recorded[:10] > self.newest[:10])
         if not self._missing and due != (kind == HEADS):
@@ -447,7 +451,7 @@ class Audit:
 
     def _differs(self, index: int, data: bytes, late: bool, case: str | None, districts: Sequence[str]) -> None:
         """An event's leaf has other bytes than were made again: name the parts, and go on from what it says where that is sound."""
-        say, leaf = self.findings.say, orjson.loads(data)
+        say, leaf, before = self.findings.say, orjson.loads(data), self.findings.counts.total()
         if self._goes_on(index, leaf["src"], self.sequence):
             self.sequence = leaf["src"]["seq"]
         counted = [scope["d"] for scope in leaf["scopes"]]
@@ -464,20 +468,23 @@ class Audit:
         self._form(index, leaf, EVENT, late)
         if canonical_json(leaf) != data:
             say("not_canonical", index)
-        names = {
-            "event",
-            "index",
-            "kind",
-            "log",
-            "recorded",
-            "scopes",
-            "src",
-            "subject",
-            "v",
-            *(["case"] if case else []),
+        if self.findings.counts.total() > before:
+            return
+        source = {"created": self.created, "seq": self.sequence, "stream": STREAM}
+        want = {name: leaf[name] for name in ("event", "recorded", "subject")} | {
+            "index": index,
+            "kind": EVENT,
+            "log": self.log,
+            "v": VERSION,
+            "scopes": [{"d": district, "n": self._scopes[district].n} for district in districts],
+            "src": source | ({"epoch": self.epoch} if self.epoch else {}),
+            **({"late": True} if late else {}),
+            **({"case": {"id": case, "n": self.cases[case]}} if case is not None else {}),
         }
-        if leaf.keys() - {"late"} != names:
-            say("leaf_form", index, "", " ".join(sorted(names)), " ".join(leaf))
+        for name in sorted({*want, *leaf}):
+            expected, found = want.get(name), leaf.get(name)
+            if canonical_json(expected) != canonical_json(found):  # true is not 1 here
+                say("leaf_form", index, name, expected, found)
 
     def _form(self, index: int, leaf: Mapping[str, Any], kind: str, late: bool) -> None:
         """What every leaf has."""
@@ -523,7 +530,8 @@ class Audit:
         self.kinds[kind] += 1
         self._tick(index, kind, recorded)
         self._form(index, leaf, kind if kind in KINDS and kind != EVENT else DUP, recorded < self.newest)
-        self.newest = max(self.newest, recorded)
+        if self._second:
+            self.newest = max(self.newest, recorded)
         if canonical_json(leaf) != data:
             say("not_canonical", index)
         if kind == RESET:

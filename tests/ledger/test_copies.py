@@ -264,7 +264,58 @@ def test_a_corrupt_tile_in_a_folder_is_named(folder: Path) -> None:
     report = copies.audit_folder(folder, TRUST)
     assert [(each.code, each.index, each.field) for each in report.findings.listed] == [("tile", 266, "tile/0/001[10]")]
     (folder / "tile" / "entries").rename(folder / "elsewhere")
-    assert [code for code, _ in codes(copies.audit_folder(folder, TRUST))] == ["root"]
+    assert [code for code, _ in codes(copies.audit_folder(folder, TRUST))] == ["root", "tile_or_leaf"]
+
+
+def without_entries(folder: Path) -> Path:
+    (folder / "tile" / "entries").rename(folder / "elsewhere")
+    return folder
+
+
+@pytest.mark.parametrize("entries", [True, False])
+def test_what_others_hold_is_compared_with_a_folder(held: Copies, folder: Path, entries: bool) -> None:
+    if not entries:
+        without_entries(folder)
+    forked = notes.checkpoint(ORIGIN, 300, bytes(32), bytes(32))
+    ahead = notes.checkpoint(ORIGIN, 9000, bytes(32), bytes(32))
+    anchors = [Anchor(str(each.size), Note(each.body).signed([KEY.sign(each.body)]).text) for each in (forked, ahead)]
+    report = copies.audit_folder(folder, TRUST, anchors=[*anchors, Anchor("same", held.note)])
+    assert sorted(codes(report)) == [("fork", 300), ("truncated", 9000)]
+    next((folder / "tile" / "0").glob("002.p/*")).unlink()
+    report = copies.audit_folder(folder, TRUST, anchors=anchors)
+    assert ("tile_missing", None) in codes(report)
+    assert ("others' checkpoints" in report.unchecked) is not entries
+
+
+@pytest.mark.parametrize("entries", [True, False])
+def test_tiles_at_the_right_edge_are_compared_too(folder: Path, entries: bool) -> None:
+    if not entries:
+        without_entries(folder)
+    [upper] = (folder / "tile" / "1").glob("000.p/*")
+    data = upper.read_bytes()
+    for spoilt, index in ((data[:32] + bytes(32), 256), (data[:32], None)):
+        upper.write_bytes(spoilt)
+        assert codes(copies.audit_folder(folder, TRUST)) == [("tile", index)]
+    upper.unlink()
+    assert codes(copies.audit_folder(folder, TRUST)) == [("tile_missing", None)]
+    upper.write_bytes(data)
+    [lowest] = (folder / "tile" / "0").glob("002.p/*")
+    lowest.write_bytes(bytes(32) + lowest.read_bytes()[32:])
+    assert codes(copies.audit_folder(folder, TRUST)) == ([("tile", 512)] if entries else [("root", len_of(folder))])
+
+
+def test_full_tiles_do_where_the_folder_was_filled_later(folder: Path) -> None:
+    for level in ("0", "entries"):
+        [part] = (folder / "tile" / level).glob("002.p/*")
+        bundle = part.read_bytes() + (bytes(32 * 200) if level == "0" else b"\0\1x" * 200)
+        (folder / "tile" / level / "002").write_bytes(bundle)
+        part.unlink()
+    assert codes(copies.audit_folder(folder, TRUST)) == []
+    assert codes(copies.audit_folder(without_entries(folder), TRUST)) == []
+
+
+def len_of(folder: Path) -> int:
+    return notes.Checkpoint.parse(Note.parse((folder / "checkpoint").read_text()).body).size
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"not a replay\n", b'{"replay":"paidan/replay/1"}\n'])

@@ -217,6 +217,17 @@ TAMPERING: dict[str, tuple[Callable[[list[Document]], Any], str, int, str]] = {
     "recorded_earlier": (
         rewritten(300, lambda leaf: leaf.update(recorded="2026-11-22T00:00:00.000000000Z")), "late", 300, "late",
     ),
+    "recorded_no_time": (
+        rewritten(300, lambda leaf: leaf.update(recorded=f"{leaf['recorded'][:20]}12345678xZ")), "leaf_form", 300, "recorded",
+    ),
+    "recorded_in_no_year": (
+        rewritten(300, lambda leaf: leaf.update(recorded=f"x{leaf['recorded'][1:]}")), "leaf_form", 300, "recorded",
+    ),
+    "more_in_the_source": (rewritten(300, lambda leaf: leaf["src"].update(x=1)), "leaf_form", 300, "src"),
+    "more_in_a_scope": (rewritten(300, lambda leaf: leaf["scopes"][0].update(x=1)), "leaf_form", 300, "scopes"),
+    "more_in_the_case": (rewritten(300, lambda leaf: leaf["case"].update(x=1)), "leaf_form", 300, "case"),
+    "an_ordinal_that_is_true": (rewritten(0, lambda leaf: leaf["case"].update(n=True)), "leaf_form", 0, "case"),
+    "a_part_more": (rewritten(300, lambda leaf: leaf.update(zz=1)), "leaf_form", 300, "zz"),
     "log": (rewritten(300, lambda leaf: leaf.update(log="paidan.test/main/2")), "leaf_form", 300, "log"),
     "version": (rewritten(300, lambda leaf: leaf.update(v="paidan/leaf/2")), "leaf_form", 300, "v"),
     "index": (rewritten(300, lambda leaf: leaf.update(index=9)), "leaf_form", 300, "index"),

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import ssl
 import time
 from collections import deque
@@ -28,6 +29,7 @@ import orjson
 from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.protocol import parser
 
 from shared.envelope import CONTENT_TYPE
 from shared.errors import BusError, ConflictError, TooManyFactsError, UnavailableError
@@ -43,8 +45,15 @@ DOWN = (TimeoutError, OSError, RuntimeError, nats.errors.Error)
 CONFLICTS = frozenset({10071, 10164})
 ANSWERS = ("_inbox_", "_r_.")
 """Where answers go: to who asked here, and, through the server, to who asked from another account."""
+PLAIN_HEADERS = b"NATS/1.0\r\n"
+"""How headers begin that are not a status of the server's."""
 SPLIT_BEHIND = 1000
 """From so many waiting messages on a reader of several subjects reads each by itself."""
+
+
+# The server lets white space into a subject that is none to it (vertical tab, form feed), and parts its lines by blanks only.
+parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) ([^ \r\n]+) (([^ \r\n]+) )?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) ([^ \r\n]+) (([^ \r\n]+) )?(\d+) (\d+)\r\n")
 
 
 class Message(NamedTuple):
@@ -113,11 +122,35 @@ class Request(NamedTuple):
     answer: Callable[[bytes], Awaitable[None]]
 
 
+class _Client(Client):
+    """
+    The library's client, which whoever may publish cannot end: it stops reading for good at a subject that is not UTF-8, and at
+    headers that it cannot make out. Such a subject comes with `\\xff` for each byte that is wrong, such headers as none.
+    """
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return Msg(
+            self, subject.decode(errors="backslashreplace"), reply.decode(errors="replace"), data, headers, _sid=sid
+        )
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        if not headers:
+            return None
+        if headers.startswith(PLAIN_HEADERS):
+            return self._parse_header_lines(headers[len(PLAIN_HEADERS) :]) or None
+        try:
+            return await super()._process_headers(headers)
+        except Exception:
+            return None
+
+
 class Bus:
     """One connection to the bus. Make it with `Bus.connect`, end it with `drain`."""
 
     def __init__(self) -> None:
-        self._nc = Client()
+        self._nc = _Client()
         self._rang = asyncio.Event()
         self.refused: str | None = None
         self.closed = asyncio.Event()

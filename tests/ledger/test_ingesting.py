@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import orjson
 import pytest
+import rfc8785
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
@@ -56,6 +57,21 @@ async def test_repeats_and_nonsense_are_named_and_block_nothing(bench: Bench) ->
     kept = bench.store._database["rejects"]
     digests = {document["_id"]: document["b"] async for document in kept.find({})}
     assert digests == {sha256(data).hexdigest(): data for data in (other[1], b"nonsense")}
+
+
+async def test_a_subject_that_is_no_text_is_a_reject_like_any_other(bench: Bench) -> None:
+    good = message(submitted(1))
+    bench.ingest()
+    for bad in (b"\xff\xfe", b"\xed\xa0\x80", b"a\x0bb", b"a\x00b", b'a"b\\'):
+        line = b"PUB evt.420106.intake.-.request.submitted.%b %d\r\n%b\r\n"
+        await bench.admin._nc._send_command(line % (bad, len(good[1]), good[1]))
+    await bench.publish(good)
+    leaves = await bench.leaves(6)
+    assert kinds(leaves) == [*["reject"] * 5, "event"]
+    assert [rfc8785.dumps(orjson.loads(leaf)) for leaf in leaves] == leaves
+    subjects = [orjson.loads(leaf)["subject"].split(".")[-1] for leaf in leaves[:5]]
+    assert subjects == ["\\xff\\xfe", "\\xed\\xa0\\x80", "a\x0bb", "a\x00b", 'a"b\\']
+    assert await bench.store.raw(sha256(good[1]).hexdigest()) == good[1]
 
 
 async def test_numbers_that_the_stream_no_longer_has_become_a_gap(bench: Bench) -> None:

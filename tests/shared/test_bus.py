@@ -142,6 +142,39 @@ async def test_a_reader_begins_behind_a_sequence_and_sees_its_subjects_only(bus:
     assert all(d.recorded_ns > 1_700_000_000 * 10**9 for d in both)
 
 
+async def test_what_no_name_may_hold_ends_nobodys_connection(connect: Connect, bus: Bus) -> None:
+    """A subject that is not UTF-8, or with what else the server lets through, and headers that are none."""
+    listener, heard = await connect("admin"), list[str]()
+
+    async def hear(request: Request) -> None:
+        heard.append(request.subject)
+
+    await listener.serve("live.evt.>", hear)
+    await listener.request("$JS.API.STREAM.INFO.EVENTS", b"")  # by then the server knows
+    reader = listener.reader(["evt.>"], after=0)
+    assert await reader.wait(0.2) == []
+    bad = (b"\xff\xfe", b"\xed\xa0\x80", b"a\x0bb", b"a\x0c7", b"a\x00b", b"a\x1fb", b'"\\')
+    for each in bad:
+        await bus._nc._send_command(b"PUB evt.420106.dispatch.-.task.%b 2\r\nno\r\n" % each)
+    headers = (b"NATS/1.0", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0\r\n\xff: \xff\r\n\r\n", b"nonsense")
+    for block in headers:
+        size = len(block)
+        await bus._nc._send_command(b"HPUB %b %d %d\r\n%b%b\r\n" % (FACT.encode(), size, size + 2, block, b"no"))
+    await bus._nc._flush_pending()
+    last = await bus.commit([Message(FACT, b"good")])
+    got = await all_of(reader, last)
+    assert [delivery.sequence for delivery in got] == list(range(1, last + 1))
+    assert (last, listener.generation, got[-1].data) == (len(bad) + len(headers) + 1, 0, b"good")
+    assert got[0].subject == "evt.420106.dispatch.-.task.\\xff\\xfe"
+    live = [
+        f"live.{delivery.subject}" for delivery in got if "\x0c" not in delivery.subject
+    ]  # the server: not that one
+    async with asyncio.timeout(5):
+        while len(heard) < len(live):
+            await asyncio.sleep(0.01)
+    assert heard == live
+
+
 async def test_a_reader_waits_for_what_comes(bus: Bus) -> None:
     reader = bus.reader(["evt.>"], after=0)
     assert await reader.wait(0.2) == []

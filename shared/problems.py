@@ -42,7 +42,7 @@ PROBLEMS: dict[str, Text] = {
     "too_slow": Text(408, "{within} 秒内未收到完整请求", "The request did not come within {within} s", "请检查网络后重试", "Check the connection and send it again"),
     "head_too_large": Text(431, "请求头过大,上限 {limit} 字节", "The request's head is too large: {limit} bytes at most", "请精简请求头", "Send fewer or shorter headers"),
     "no_http": Text(400, "不是有效的 HTTP 请求", "Not a valid HTTP request", "请检查客户端", "Check the client"),
-    "busy": Text(503, "连接数已满", "Too many connections", "请 {retry_after} 秒后重试", "Try again in {retry_after} s"),
+    "busy": Text(503, "连接或查询过多", "Too many connections or questions at a time", "请 {retry_after} 秒后重试", "Try again in {retry_after} s"),
     "unavailable": Text(503, "系统暂时不可用", "Temporarily unavailable", "请 {retry_after} 秒后用同一键重试;紧急情况请拨打 {phone}", "Retry with the same key in {retry_after} s; if it cannot wait, ring {phone}"),
     "internal": Text(500, "系统内部错误", "Internal error", "请稍后重试;如仍出现,请告知管理员编号 {id}", "Retry; if it stays, tell the administrator {id}"),
     # intake

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Query, Response
 
 from services.ledger import enclaves, pinning, sheets
-from services.ledger.asking import Ndjson
+from services.ledger.asking import Ndjson, Scans
 from services.ledger.enclaves import Enclave, Entry, Filing, Pin, entries
 from services.ledger.events import AsOf
 from services.ledger.notes import Note
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the routes' home knows us
 WAIT_S = 2.0
 """How long a file waits for the cases to come to its size."""
 CHUNK = 2000
+FILES_AT_ONCE = 2
+"""Files that are put together at a time: each reads every case of its area."""
 Party = Annotated[Caller, allowed("dispatcher", "supervisor", "auditor", of="cases")]
 Agreed = Annotated[AreaCode | None, Query(description="协议代码,默认为现行者 / which agreement; else the one in force")]
 
@@ -48,7 +50,7 @@ async def agreed(store: Store, area: str, at: Pin, *, district: str | None, agre
     found: list[Entry] = []
     since = 0
     while chunk := await store.read(selection, since, at.size, CHUNK):
-        found += entries(chunk, area, at.size)
+        found += await asyncio.to_thread(lambda part: [*entries(part, area, at.size)], chunk)
         since = chunk[-1][0] + 1
     return enclaves.enclave(found, area, at.at, district=district, agreement=agreement)
 
@@ -67,6 +69,7 @@ async def lines(store: Store, filing: Filing, at: Pin) -> AsyncIterator[bytes]:
 def add_routes(app: FastAPI, ledger: Ledger) -> None:
     """The routes."""
     barred = problems("unauthenticated", "forbidden", "foreign_district", "not_found", "no_checkpoint", "unavailable")
+    scans = Scans(FILES_AT_ONCE)
 
     async def reached(size: int) -> None:
         """The cases tell whose leaves to read: they must have come this far."""
@@ -82,12 +85,12 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         """What there is of an enclave that the caller is party to, up to a month's end."""
         at = await pin(ledger.store, ledger.origin, as_of)
         await reached(at.size)
-        whose = None if caller.district == EVERYWHERE else caller.district
-        enclave = await agreed(ledger.store, area, at, district=whose, agreement=agreement)
-        filing = Filing(enclave, until=sheets.months(enclave.zone, month)[1] if month else None)
-        async for chunk in ledger.store.of_area(area, at.size):
-            for entry in entries(chunk, area, at.size):
-                filing.take(entry)
+        async with scans.one():
+            whose = None if caller.district == EVERYWHERE else caller.district
+            enclave = await agreed(ledger.store, area, at, district=whose, agreement=agreement)
+            filing = Filing(enclave, until=sheets.months(enclave.zone, month)[1] if month else None)
+            async for chunk in ledger.store.of_area(area, at.size):
+                await asyncio.to_thread(_take, filing, chunk, at.size)
         return filing, at
 
     @app.get(
@@ -125,7 +128,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     )
     async def file(caller: Party, area: AreaCode, as_of: AsOf = None, agreement: Agreed = None) -> Response:
         filing, at = await filed(caller, area, as_of, agreement)
-        return _canonical(filing.file(at))
+        return await asyncio.to_thread(lambda: _canonical(filing.file(at)))
 
     @app.get(
         "/v1/enclaves/{area}/leaves",
@@ -159,10 +162,15 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         format: Annotated[Literal["json", "md"], Query(description="md:中文,可打印 / in Chinese, for paper")] = "json",
     ) -> Response:
         filing, at = await filed(caller, area, as_of, agreement, month=month)
-        made = sheets.sheet(filing, at, month)
+        made = await asyncio.to_thread(sheets.sheet, filing, at, month)
         if format == "md":
             return Response(sheets.page(made).encode(), media_type="text/markdown; charset=utf-8")
         return _canonical(made)
+
+
+def _take(filing: Filing, chunk: Sequence[tuple[int, bytes]], size: int) -> None:
+    for entry in entries(chunk, filing.enclave.area, size):
+        filing.take(entry)
 
 
 def _canonical(document: Any) -> Response:

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, AwareDatetime
 
-from services.ledger.asking import AreaGiven, District, Ndjson, Office, Reader, district_of
+from services.ledger.asking import AreaGiven, District, Ndjson, Office, Reader, Scans, district_of
 from services.ledger.asof import state_at
 from services.ledger.leaves import EVENT, KINDS
 from services.ledger.losses import Losses
@@ -56,7 +56,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     """`GET /v1/events` and `GET /v1/state`."""
     barred = problems("unauthenticated", "forbidden", "foreign_district")
     losses = Losses(ledger.store)
-    folding = asyncio.Semaphore(STATES_AT_ONCE)
+    folding = Scans(STATES_AT_ONCE)
 
     @app.get(
         "/v1/events",
@@ -131,7 +131,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
     async def state(caller: Office, district: District = None, as_of: AsOf = None, at: At = None) -> Response:
         whose = district_of(caller, district)
         size = await size_at(ledger.store, as_of)
-        async with folding:
+        async with folding.one():
             found = await state_at(ledger.store, whose, size, at)
         answer = {"log": ledger.origin, "size": size, "at": at, "district": whose or EVERYWHERE, **found.shown()}
         return Response(canonical(answer), media_type="application/json")

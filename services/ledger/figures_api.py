@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.ledger import figures, pinning
 from services.ledger.acting import Acts, shown
-from services.ledger.asking import AreaGiven, District, district_of
+from services.ledger.asking import AreaGiven, District, Scans, district_of
 from services.ledger.figures import DEFAULT, By, Pin, Question
 from services.ledger.notes import Note
 from services.ledger.register_api import Sentence
@@ -116,7 +116,7 @@ def add_routes(app: FastAPI, ledger: Ledger, acts: Acts) -> None:
     asking = {**barred, **problems("invalid", "no_checkpoint", "district_missing", "unavailable")}
     recording = {**barred, **problems("invalid", "key_missing", "key_reused", "district_missing", "unavailable")}
     csv: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}}}
-    one_at_a_time = asyncio.Lock()
+    scans = Scans(1)
 
     async def folded(district: str | None, as_of: str | None) -> tuple[Fold, Pin]:
         """What figures follow from, of an office or of all, as of a size; one fold at a time: it is a scan of the log."""
@@ -126,7 +126,7 @@ def add_routes(app: FastAPI, ledger: Ledger, acts: Acts) -> None:
         checkpoint = Note.parse(at.note).body if at.note else None
         fold = Fold(district)
         wanted = Selection(scopes=(district, HUB) if district else None, types=TYPES, kinds=("event",))
-        async with one_at_a_time:
+        async with scans.one():
             since = 0
             while chunk := await ledger.store.read(wanted, since, at.size, CHUNK):
                 await asyncio.to_thread(fold.take_all, [leaf for _, leaf in chunk])

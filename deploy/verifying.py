@@ -34,6 +34,7 @@ NAMES = {
     "rejects": "被拒原文 / rejected bytes",
     "projections": "投影 / projections",
     "stream": "流 / the stream",
+    "repeats": "重复与被拒之于流 / repeats and rejects against the stream",
     "completeness": "无扣留 / nothing withheld",
     "inclusion": "逐条包含 / each leaf in the tree",
     "checkpoint": "检查点 / checkpoint",

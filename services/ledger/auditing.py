@@ -8,22 +8,23 @@ cosignatures, raw bytes, projections, the stream. What could not be looked at is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from services.ledger import cases, projecting
+from services.ledger import cases, leaves, projecting
 from services.ledger.checkpoints import BUCKET, subject_of
 from services.ledger.findings import Findings, plain
-from services.ledger.leaves import EVENT
+from services.ledger.leaves import CONFLICT, DUP, EVENT, REJECT, read, recorded_ns, recorded_text
 from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Signature
-from services.ledger.store import Store
+from services.ledger.store import Selection, Store
 from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH
 from services.ledger.verifying import Audit
-from shared.bus import Bus, Delivery, Stored, StreamState
+from shared.bus import Bus, Delivery, StreamState
 from shared.envelope import canonical, opened
 from shared.errors import PaidanError
 from shared.facts import CATALOGUE
@@ -34,7 +35,14 @@ CASES_BATCH = 500
 NO_KEY = "没有给出公钥 / no key of the log was given (--vkey, --policy)"
 NO_POLICY = "没有给出 --policy / no --policy was given"
 SAMPLES = 50
-"""Messages of the stream that are compared with their leaves, evenly spread."""
+"""Events that are compared with the stream, evenly spread."""
+REPEATS = 1000
+"""Leaves of repeats, conflicts and rejects that are compared with the stream."""
+RECORDED_WITHIN_NS = 100_000
+"""The bus client gives such a time to the microsecond only."""
+NO_EVENTS = (REJECT, CONFLICT, DUP)
+CHUNK = 100
+"""Rejects at a time: their bytes are read too."""
 MOVING = tuple(f"cn.paidan.{fact.name}." for fact in CATALOGUE if fact in cases.MOVING)
 
 Progress = Callable[[str, int, int], None]
@@ -57,9 +65,6 @@ class Stream(Protocol):
 
     async def state(self) -> StreamState:
         """Which stream there is."""
-
-    async def at(self, sequence: int) -> Stored | None:
-        """One message."""
 
     async def next(self, subjects: str, *, after: int) -> Delivery | None:
         """The first behind a sequence."""
@@ -272,12 +277,32 @@ async def _raws(store: Store, audit: Audit, report: Report) -> None:
     """The raw bytes of what was no event."""
     wanted = dict(audit.rejected)
     async for digest, data in store.raws():
-        if (found := sha256(data).hexdigest()) != digest:
+        if (found := _digest(data)) != digest:
             report.findings.say("reject_changed", wanted.get(digest), "rejects", digest, found)
         wanted.pop(digest, None)
     for digest, index in wanted.items():
         report.findings.say("reject_missing", index, "rejects", digest)
+    await _judgements(store, audit, report)
     report.checked.append("rejects")
+
+
+async def _judgements(store: Store, audit: Audit, report: Report) -> None:
+    """Whether what was refused is refused by the rules (ADR 36), and why, and whether a conflict's bytes are an event of that id."""
+    asked = Selection(kinds=(REJECT, CONFLICT))
+    async for chunk in store.chunks(asked, 0, audit.size, None, CHUNK):
+        some = [leaf for _, data in chunk if (leaf := _leaf(data, REJECT, CONFLICT))]
+        raw = await store.set_aside({leaf["digest"] for leaf in some})
+        for leaf in some:
+            if (data := raw.get(leaf["digest"])) is None:
+                continue  # said already
+            found = leaf.get("reason", CONFLICT)
+            judged = read(Delivery(0, 0, leaf["subject"], data))
+            expected = judged.reason
+            if judged.envelope is not None:
+                expected = CONFLICT if judged.envelope.id == leaf.get("id") else EVENT
+            if expected != found:
+                report.findings.say("reject_untrue", leaf["index"], "reason", expected, found)
+        await asyncio.sleep(0)
 
 
 async def audit_projection(store: Store, audit: Audit, report: Report, progress: Progress | None = None) -> None:
@@ -287,11 +312,14 @@ async def audit_projection(store: Store, audit: Audit, report: Report, progress:
     for n in range(0, len(ids), CASES_BATCH):
         some = ids[n : n + CASES_BATCH]
         stored = {case["_id"]: case for case in await store.cases(some)}
-        leaves = await store.of_cases(some)
+        of_cases = await store.of_cases(some)
         for id in some:
             held = stored.get(id)
             until = max(position, held["pos"] + 1 if held else 0)
-            folded = _folded(leaves[id], until)
+            try:
+                folded = _folded(of_cases[id], until)
+            except (PaidanError, KeyError, TypeError, ValueError):
+                continue  # a leaf that cannot be read: it has been named
             if folded == held:
                 continue
             if held is None:
@@ -309,9 +337,9 @@ async def audit_projection(store: Store, audit: Audit, report: Report, progress:
     report.checked.append("projections")
 
 
-def _folded(leaves: Iterable[tuple[int, bytes]], until: int) -> cases.Case | None:
+def _folded(of: Iterable[tuple[int, bytes]], until: int) -> cases.Case | None:
     case: cases.Case | None = None
-    for index, data in leaves:
+    for index, data in of:
         if index >= until:
             break
         leaf = orjson.loads(data)
@@ -340,14 +368,74 @@ async def audit_stream(stream: Stream, store: Store, audit: Audit, report: Repor
             say("gap_untrue", index, "gap", None, found.sequence)
     step = max(1, audit.sequence // SAMPLES)
     for sequence in range(audit.sequence, 0, -step):
-        stored, data = await stream.at(sequence), await store.at_or_before(audit.epoch, sequence)
-        leaf = orjson.loads(data) if data else None
-        if leaf is None or stored is None or leaf["kind"] != EVENT or leaf["src"]["seq"] != sequence:
-            continue
-        want, found_ = sha256(canonical(leaf["event"])).digest(), sha256(stored.data).digest()
-        if want != found_:
-            say("stream", leaf["index"], str(sequence), want, found_)
+        data = await store.at_or_before(audit.epoch, sequence)
+        leaf = _leaf(data or b"", EVENT)
+        if leaf and leaf["src"]["seq"] == sequence:
+            await _compare(stream, leaf, _digest(canonical(leaf["event"])), report)
+    await _repeats(stream, store, audit, report)
     report.checked.append("stream")
+
+
+async def _repeats(stream: Stream, store: Store, audit: Audit, report: Report) -> None:
+    """
+    Whether what was no event to the ledger is what the stream holds under its number: a fact that is called a repeat hides in no digest.
+
+    As many as `REPEATS`, evenly spread: after a bus was restored every event has a repeat.
+    """
+    asked, many = Selection(kinds=NO_EVENTS), sum(audit.kinds[kind] for kind in NO_EVENTS)
+    step, seen, gone = max(1, -(-many // REPEATS)), 0, 0
+    async for chunk in store.chunks(asked, 0, audit.size, None, CHUNK):
+        picked = [_leaf(data, *NO_EVENTS) for at, (_, data) in enumerate(chunk, seen) if at % step == 0]
+        some = list(filter(None, picked))
+        seen += len(chunk)
+        gone += len(some)
+        some = [leaf for leaf in some if leaf["src"].get("epoch", 0) == audit.epoch]
+        gone -= len(some)
+        firsts = dict(await store.at([leaf["first"] for leaf in some if leaf["kind"] == DUP]))
+        for leaf in some:
+            if leaf["kind"] != DUP:
+                await _compare(stream, leaf, leaf["digest"], report)
+            elif leaf["first"] in firsts:
+                earlier = leaves.first(firsts[leaf["first"]])
+                if earlier.subject != leaf["subject"]:
+                    report.findings.say("first", leaf["index"], "subject", leaf["subject"], leaf["first"])
+                await _compare(stream, leaf, _digest(earlier.data), report)
+    if step > 1 or gone:
+        done = -(-many // step) - gone
+        report.unchecked["repeats"] = (
+            f"只核对 {done} / {many}，其余抽样之外或其流已不在 / {done} of {many}: sampled, or their stream is gone"
+        )
+
+
+def _leaf(data: bytes, *kinds: str) -> dict[str, Any]:
+    """A leaf of these kinds; empty for another, and for what is none: that has been named."""
+    with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+        leaf: dict[str, Any] = orjson.loads(data)
+        names = ("digest",) if leaf["kind"] != DUP else ("first", "id")
+        if leaf["kind"] == EVENT:
+            names = ("event",)
+        if leaf["kind"] in kinds and {"index", "recorded", "src", "subject", *names} <= leaf.keys():
+            return leaf
+    return {}
+
+
+async def _compare(stream: Stream, leaf: Mapping[str, Any], digest: str, report: Report) -> None:
+    """A leaf with what the stream holds under its number, if it still does: the digest of its bytes (hex), subject and time."""
+    sequence, say = leaf["src"]["seq"], report.findings.say
+    stored = await stream.next(">", after=sequence - 1)
+    if stored is None or stored.sequence != sequence:
+        return
+    if digest != (found := _digest(stored.data)):
+        say("stream", leaf["index"], str(sequence), digest, found)
+    if stored.subject != leaf["subject"]:
+        say("stream", leaf["index"], f"{sequence}.subject", stored.subject, leaf["subject"])
+    with suppress(ValueError):  # no time at all: that has been named
+        if abs(stored.recorded_ns - recorded_ns(leaf["recorded"])) > RECORDED_WITHIN_NS:
+            say("stream", leaf["index"], f"{sequence}.recorded", recorded_text(stored.recorded_ns), leaf["recorded"])
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def entries(bundle: bytes) -> list[bytes]:

@@ -135,6 +135,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "rejects 中 {expected} 的字节被改动，其摘要是 {found}",
         "the raw bytes kept under {expected} were changed: their digest is {found}",
     ),
+    "reject_untrue": (
+        "这片叶子把本该是 {expected} 的内容记作 {found}",
+        "the leaf calls {found} what is {expected} by the rules",
+    ),
     "projection": (
         "投影 {field} 与重新折叠的不符：应为 {expected}，却是 {found}",
         "the projection {field} is not what its leaves fold to: {expected} expected, {found} found",
@@ -148,6 +152,14 @@ CODES: Mapping[str, tuple[str, str]] = {
     "stream": (
         "流中 {field} 号消息与叶子不符：应为 {expected}，却是 {found}",
         "the stream's message {field} is not the leaf's: {expected} expected, {found} found",
+    ),
+    "unheld": (
+        "总线上没有最后的检查点：它应有大小 {expected}，或其后的",
+        "the bus holds no checkpoint of this log, and should hold that of size {expected} or one after it",
+    ),
+    "key": (
+        "公钥 {field} 由一片叶子接续，却没有受信公钥签过的检查点覆盖这片叶子",
+        "a leaf names the key {field} as another's successor, and no checkpoint signed by a trusted key covers that leaf",
     ),
     "header": (
         "首行的 {field} 应为 {expected}，却是 {found}",

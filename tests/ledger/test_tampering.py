@@ -325,6 +325,13 @@ def test_what_was_changed_in_the_database_is_named(log: Log, data: Data, fault: 
     assert all(each.zh and each.en and each.document() for each in report.findings.listed)
 
 
+def test_bytes_that_are_no_leaf_do_not_end_the_audit(log: Log, data: Data) -> None:
+    for index in (302, DUP, REJECT):
+        set_fields(index, b=b"{")(data, log)
+    said = [(each.code, each.index) for each in log.audit().findings.listed]
+    assert {(code, at) for code in ("leaf_unreadable", "leaf_hash") for at in (302, DUP, REJECT)} < {*said}
+
+
 def test_leaf_and_tile_changed_together_are_found_by_the_checkpoint(log: Log, data: Data) -> None:
     rewrite(302, rehash=True)(data, log)
     changed = data["events"].find_one({"_id": 302})
@@ -396,7 +403,48 @@ async def test_the_stream_is_asked_whether_gaps_are_gaps_and_samples_the_same(be
             leaf["src"]["created"] = created
             data = orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS)
             events.update_one({"_id": document["_id"]}, {"$set": {"b": data, "h": leaf_hash(data)}})
-    assert found(await compared()) == [("gap_untrue", 2, "gap"), ("stream", 6, "8"), ("stream", 5, "7")]
+    others = [each for each in found(await compared()) if not each[2].endswith(".recorded")]
+    assert others == [
+        *(
+            ("gap_untrue", 2, "gap"),
+            ("stream", 6, "8"),
+            ("stream", 6, "8.subject"),
+            ("stream", 5, "7"),
+            ("stream", 5, "7.subject"),
+        )
+    ]
+
+
+async def test_facts_that_are_hidden_as_rejects_and_repeats_are_found(bench: Bench) -> None:
+    """Whoever writes the log can call a valid fact refused or repeated: bytes and stream say otherwise."""
+    first, hidden, repeat = (message(submitted(n)) for n in (1, 2, 3))
+    await bench.publish(first, hidden, repeat, first, ("evt.420106.x", b"nonsense"))
+    bench.ingest()
+    honest = [orjson.loads(leaf) for leaf in await bench.leaves(5)]
+    await bench.stop()
+    report, audit = await auditing.audit_store(bench.store, Policy())
+    await auditing.audit_stream(bench.bus, bench.store, audit, report)
+    assert (found(report), report.kinds) == ([], {"dup": 1, "event": 3, "reject": 1})
+    common = [{name: leaf[name] for name in ("index", "log", "recorded", "src", "subject", "v")} for leaf in honest]
+    digest = sha256(hidden[1]).hexdigest()
+    forged = [
+        {**common[1], "kind": "reject", "reason": "schema", "digest": digest},
+        {**common[2], "kind": "dup", "first": 0, "id": honest[0]["event"]["id"]},
+    ]
+    with pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri) as client:
+        data = client[bench.database]
+        data["rejects"].insert_one({"_id": digest, "b": hidden[1]})
+        for leaf in forged:
+            bytes_ = orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS)
+            of = {"b": bytes_, "h": leaf_hash(bytes_), "k": leaf["kind"], "src": 0, "sseq": leaf["src"]["seq"]}
+            id = {"eid": leaf["id"]} if "id" in leaf else {}
+            data["events"].replace_one({"_id": leaf["index"]}, of | id)
+    report, audit = await auditing.audit_store(bench.store, Policy())
+    assert found(report) == [("reject_untrue", 1, "reason")]
+    [untrue] = report.findings.listed
+    assert (untrue.expected, untrue.found) == ("event", "schema")
+    await auditing.audit_stream(bench.bus, bench.store, audit, report)
+    assert found(report)[1:] == [("first", 2, "subject"), ("stream", 2, "3")]
 
 
 async def test_a_stream_made_anew_is_another_source_and_no_fault_of_the_log(bench: Bench) -> None:

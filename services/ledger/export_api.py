@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,7 @@ MEDIA: dict[Format, tuple[str, str]] = {
 def add_routes(app: FastAPI, ledger: Ledger) -> None:
     """`GET /v1/exports`."""
     losses = Losses(ledger.store)
-    acts = Acts(ledger.bus, ledger.store)
+    acts, turn = Acts(ledger.bus, ledger.store), asyncio.Lock()
 
     async def recorded(export: Export, caller: Caller, why: str) -> None:
         asked = export.asked.selection
@@ -114,7 +115,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         else:
             asked = await begun(ledger, losses, asked, as_of, own)
         made = writer(format, await Ground.of(ledger.store, asked.size))
-        going_on = replace(asked, log=_log(log, format, made), selection=replace(asked.selection, lost=None))
+        going_on = replace(asked, log=_log(log, format, made))
         export = await Export.of(ledger.store, replace(asked, log=log, note=_own(asked.note)), format)
         await recorded(export, caller, why)
         media_type, ending = MEDIA[format]
@@ -124,7 +125,7 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             "Paidan-Leaves": str(export.leaves),
             "Paidan-Cursor": going_on.cursor(ledger.cursors, 0),
         }
-        body = behind(offset, document(ledger.store, export, made))
+        body = behind(offset, document(ledger.store, export, made, turn))
         return StreamingResponse(body, media_type=media_type, headers=headers)
 
 

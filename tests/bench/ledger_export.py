@@ -62,7 +62,7 @@ async def _export(uri: str, origin: str, format: Format) -> dict[str, Any]:
         asked = Replay(origin, Selection(), newest.size, note=newest.note)
         export = await Export.of(store, asked, format)
         made = writer(format, await Ground.of(store, newest.size))
-        async for chunk in document(store, export, made):
+        async for chunk in document(store, export, made, asyncio.Lock()):
             size += len(chunk)
         seconds = time.perf_counter() - began
     finally:

@@ -1,7 +1,10 @@
 """Exports are what a replay holds: valid in their formats, whole, the same bytes for the same question, and without people."""
 
+import asyncio
 import csv
 import io
+import os
+import sys
 from collections.abc import AsyncGenerator
 from datetime import date
 from pathlib import Path
@@ -24,6 +27,7 @@ from services.ledger.replay import Replay, scopes_of
 from services.ledger.store import Selection
 from shared.errors import RefusedError
 from shared.facts import HUB, AreaSet, Name, RequestWithdrawn
+from tests.bench.harness import resident_mib
 from tests.ledger.examples import LI, QINGSHAN, WUCHANG, about, event, handover_asked, life, request_id, task_id
 from tests.ledger.memory import ORIGIN, Memory
 
@@ -72,7 +76,7 @@ async def pinned(log: Memory, selection: Selection | None = None) -> Replay:
 
 async def streamed(log: Any, asked: Replay, format: Format) -> AsyncGenerator[bytes]:
     made = writer(format, await Ground.of(log, asked.size))
-    async for chunk in document(log, await Export.of(log, asked, format), made):
+    async for chunk in document(log, await Export.of(log, asked, format), made, asyncio.Lock()):
         yield chunk
 
 
@@ -299,3 +303,52 @@ async def test_an_export_that_would_be_short_has_no_end(format: Format) -> None:
     asked = await pinned(log)
     with pytest.raises(ShortExportError):
         sent.extend([chunk async for chunk in streamed(losing, asked, format)])
+
+
+class Repeated(Memory):
+    """One life, told of as many requests as one likes, each made when it is asked for."""
+
+    def __init__(self, cases: int) -> None:
+        super().__init__()
+        self.add(*life(0))
+        self.cases, self.each = cases, len(self.leaves)
+
+    def told(self, n: int, of: int) -> bytes:
+        numbered = b'"index":%d,"kind"' % (n * self.each + of)
+        data = self.leaves[of].data.replace(b'"index":%d,"kind"' % of, numbered)
+        return data.replace(request_id(0).encode(), self.case(n).encode())
+
+    def case(self, n: int) -> str:
+        return f"{n:08d}{request_id(0)[8:]}"
+
+    async def count(self, selection: Selection, since: int, below: int) -> int:
+        return self.cases * self.each
+
+    async def chunks(
+        self, selection: Selection, since: int, below: int, limit: int | None, size: int
+    ) -> AsyncGenerator[list[tuple[int, bytes]]]:
+        for start in range(0, self.cases, size // self.each):
+            lives = range(start, min(start + size // self.each, self.cases))
+            yield [(n * self.each + of, self.told(n, of)) for n in lives for of in range(self.each)]
+
+    async def by_cases(
+        self, selection: Selection, after: tuple[str, int], below: int, limit: int
+    ) -> list[tuple[str, int, bytes]]:
+        start = int(after[0][:8]) + 1 if after[0] else 0
+        lives = range(start, min(start + limit // self.each, self.cases))
+        return [(self.case(n), n * self.each + of, self.told(n, of)) for n in lives for of in range(self.each)]
+
+    async def read(self, selection: Selection, since: int, below: int, limit: int) -> list[tuple[int, bytes]]:
+        return []  # no register
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each look is a process")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("format", FORMATS)
+async def test_memory_does_not_grow_with_a_million_leaves(format: Format) -> None:
+    log = Repeated(1_000_000 // 9)
+    asked = Replay(ORIGIN, Selection(), log.cases * log.each)
+    held = [resident_mib(os.getpid())[0] async for _ in streamed(log, asked, format)]
+    assert len(held) > 90
+    assert max(held) - held[len(held) // 10] < 48

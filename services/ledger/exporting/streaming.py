@@ -108,10 +108,12 @@ def exporter(writer: Writer) -> str:
     return f"{_version()} {writer.by}".strip()
 
 
-async def document(log: Log, export: Export, writer: Writer) -> AsyncGenerator[bytes]:
+async def document(log: Log, export: Export, writer: Writer, turn: asyncio.Lock) -> AsyncGenerator[bytes]:
     """
     The export.
 
+    Args:
+        turn: held while a page is written, not while its reader takes it: several exports at a time cost what one does.
     Raises:
         ShortExportError: it would be incomplete; it ends without its end.
     """
@@ -122,7 +124,9 @@ async def document(log: Log, export: Export, writer: Writer) -> AsyncGenerator[b
         write = writer.leaves if each == "leaves" else writer.cases
         async with aclosing(pages):
             async for page in pages:
-                if chunk := await asyncio.to_thread(_written, write, page):
+                async with turn:
+                    chunk = await asyncio.to_thread(_written, write, page)
+                if chunk:
                     yield chunk
     foot = await asyncio.to_thread(writer.foot, export.about(writer))
     if writer.written != export.leaves:

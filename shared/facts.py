@@ -1175,7 +1175,7 @@ class ExportFilter(Part):
     district: District | None = None
     parties: tuple[District, ...] | None = None
     area: AreaCode | None = None
-    request: Text | None = None
+    request: Id | None = None
     types: tuple[Text, ...] | None = None
     time_from: AwareDatetime | None = None
     time_to: AwareDatetime | None = None

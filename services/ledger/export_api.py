@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime
 
 from services.ledger.acting import Acts
-from services.ledger.asking import AreaGiven, District, Reader, district_of
+from services.ledger.asking import District, Reader, district_of
 from services.ledger.events import AsOf, begun, resumed
 from services.ledger.exporting.reading import Ground
 from services.ledger.exporting.streaming import VERSION, Export, Format, behind, document, exporter, writer
@@ -24,7 +24,7 @@ from services.ledger.replay import Replay, scopes_of, types_named
 from services.ledger.store import Selection
 from shared.auth import EVERYWHERE, Caller
 from shared.errors import RefusedError
-from shared.facts import HUB, ExportFilter, LedgerExported
+from shared.facts import HUB, AreaCode, ExportFilter, Id, LedgerExported
 from shared.ids import new_id
 from shared.telemetry import logger
 from shared.web import problems
@@ -39,6 +39,8 @@ MEDIA: dict[Format, tuple[str, str]] = {
     "parquet": ("application/vnd.apache.parquet", "parquet"),
 }
 """Media type and the end of the file's name."""
+TYPES = r"^[a-z][a-z0-9_.]{0,99}(,[a-z][a-z0-9_.]{0,99})*$"
+"""Filters go into the ledger with the fact, for ever: they are codes and ids, nothing that could be somebody's name or number."""
 
 
 def add_routes(app: FastAPI, ledger: Ledger) -> None:
@@ -85,9 +87,11 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
                 description="各方共有者:420106,420107 / what names all of these offices",
             ),
         ] = None,
-        area: AreaGiven = None,
-        request: Annotated[str | None, Query(max_length=200)] = None,
-        type: Annotated[str | None, Query(max_length=500, description="task.offered,task.accepted")] = None,
+        area: Annotated[AreaCode | None, Query()] = None,
+        request: Annotated[Id | None, Query()] = None,
+        type: Annotated[
+            str | None, Query(max_length=500, pattern=TYPES, description="task.offered,task.accepted")
+        ] = None,
         time_from: Annotated[AwareDatetime | None, Query(description="业务时间起 / the event's own time, from")] = None,
         time_to: Annotated[AwareDatetime | None, Query(description="业务时间止,不含 / and before")] = None,
         why: Annotated[Sentence, Query(description="缘由,永久记入账本 / why, kept for ever")] = "",

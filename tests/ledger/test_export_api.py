@@ -117,7 +117,9 @@ async def test_an_office_gets_its_own_and_what_lists_it_and_two_get_the_same_of_
         response = await filled.get("/v1/exports", of=of, format="csv", **params)
         assert (response.status_code, response.json()["code"]) == (403, "foreign_district")
     assert (await filled.get("/v1/exports", "member", of=WUCHANG, format="csv")).status_code == 403
-    assert (await filled.get("/v1/exports", format="pdf")).status_code == 422
+    for wrong in ({"format": "pdf"}, {"area": "张三"}, {"request": "13912648759"}, {"type": "task offered"}):
+        response = await filled.get("/v1/exports", **{"format": "csv", **wrong})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid")
 
 
 async def test_a_file_that_broke_off_is_resumed_and_the_old_one_stays_until_all_is_there(

@@ -63,7 +63,11 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         tags=["replay"],
         summary="账本重放,有首行与末行 / replay with header and trailer",
         response_class=Ndjson,
-        responses={**barred, **problems("bad_cursor", "no_checkpoint", "unavailable")},
+        responses={
+            200: {"content": {"text/event-stream": {}}},
+            **barred,
+            **problems("bad_cursor", "no_checkpoint", "unavailable"),
+        },
     )
     async def replay(
         caller: Reader,

@@ -130,7 +130,7 @@ async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line_a
     await paidan(stack, "ledger", "rebuild", "--why", "after a restore", "--json")
     async with asyncio.timeout(20), httpx2.AsyncClient(base_url=stack.urls["ledger"], trust_env=False) as http:
         acts: list[dict[str, str]] = []
-        while len(acts) < 4:
+        while len(acts) < 6:
             await asyncio.sleep(0.05)
             headers = {"Authorization": f"Bearer {stack.token('auditor')}"}
             acts = (await http.get("/v1/acts", headers=headers)).json()["acts"]
@@ -138,5 +138,8 @@ async def test_the_supervisor_of_a_district_is_given_one_from_the_command_line_a
         (DISTRICT, "admin:operator", "contact_set", supervisor(DISTRICT), "换班"),
         (DISTRICT, "admin:operator", "token_issued", "m-17", "member 12h"),
         ("*", "admin:operator", "token_issued", "operator", "auditor 12h"),
-        ("*", "admin:operator", "ledger_rebuilt", "proj_cases", "after a restore"),
+        *(
+            ("*", "admin:operator", "ledger_rebuilt", of, "after a restore")
+            for of in ("proj_cases", "tiles", "indexes")
+        ),
     ]

@@ -150,7 +150,8 @@ async def test_the_ledger_answers_who_asked(nats_server: NatsServer, identities:
         await message.respond(b"the case")
 
     await ledger.subscribe("qry.*.ledger.case", cb=answer)
-    await ledger.flush()
+    for _ in range(2):  # the first ping may overtake what waits to be written
+        await ledger.flush()
     assert (await intake.request("qry.420106.ledger.case", b"", timeout=5)).data == b"the case"
     await ledger.close()
     with pytest.raises((NatsError, NatsTimeoutError)):

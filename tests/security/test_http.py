@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from deploy.identities import SERVICES, issue_token
+from services.ledger.figures import DEFAULT
 from shared.ids import new_id
 from tests.security.office import ENCLAVE, HONGSHAN, NEIGHBOUR, OWN, QINGSHAN, WUCHANG, Office, eventually
 
@@ -105,7 +106,11 @@ BODIES = {
     "/v1/people/find": {"request": new_id()},
     "/v1/people/erase": {"request": new_id()},
     "/v1/tasks/{task}/offer": {"member": OTHER},
+    "/v1/figures/what-if": {"formulas": [DEFAULT.formulas[0].model_dump(mode="json")]},
+    "/v1/figures/appeals": {"request": new_id(), "figure": "closing", "reason": "duplicate"},
+    "/v1/figures/buildings": {"building": "b-1", "by": "b-2", "month": "2026-03", "points": 5},
 }
+QUERY = {"month": "2026-03"}
 """What a schema alone does not give."""
 
 
@@ -134,7 +139,7 @@ def test_no_route_takes_another_district_for_ones_own(at: Offices) -> None:
                 if "district" not in named or operation.get("security") != [{"token": []}]:
                     continue
                 needed = {
-                    parameter["name"]: sample(parameter["schema"])
+                    parameter["name"]: QUERY.get(parameter["name"]) or sample(parameter["schema"])
                     for parameter in operation.get("parameters", ())
                     if parameter["in"] == "query" and parameter["required"]
                 }

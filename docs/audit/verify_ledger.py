@@ -7,7 +7,7 @@ Standard library and the openssl command alone, no code of Paidan's; an hour's r
 
     verify_ledger.py --vkey VKEY replay.ndjson            整个账本的重放 / a replay of the whole log
     verify_ledger.py --vkey VKEY folder/                  瓦片目录（含 tile/entries）/ a folder of tiles and entries
-    verify_ledger.py --policy FILE district.ndjson        一个区的重放（proof=each）/ one district's replay
+    verify_ledger.py --policy FILE district.ndjson        一个区的全部事件（proof=each）/ all events of one district
 
 公钥与见证策略须从别的途径取得 / Get the vkey and the policy by another way than the files you audit.
 退出码 / exit code: 0 无误 / fine · 1 有问题 / something is wrong · 2 读不懂 / unreadable.
@@ -32,6 +32,15 @@ def say(zh: str, en: str) -> None:
     wrong += 1
     if wrong <= 50:
         print(f"✗ {zh}\n    {en}")
+
+
+def same(index: int, what: str, expected: object, found: object) -> None:
+    """A leaf must say what is expected."""
+    if expected != found:
+        say(
+            f"第 {index} 片叶子的 {what}：应为 {expected}，却是 {found}",
+            f"leaf {index}: {what} should be {expected} and is {found}",
+        )
 
 
 def give_up(why: str) -> None:
@@ -187,20 +196,20 @@ def once(pairs: list) -> dict:
     return found
 
 
-def no_fraction(text: str) -> float:
-    raise ValueError(f"a fraction: {text}")
+def never(text: str) -> float:
+    raise ValueError(f"a fraction, or no number: {text}")
 
 
 def parse(data: bytes, at: object) -> dict:
     """The leaf, whose bytes must be the canonical form (RFC 8785) of what they say."""
     try:
-        leaf = json.loads(data, object_pairs_hook=once, parse_float=no_fraction)
-    except ValueError as why:
+        leaf = json.loads(data, object_pairs_hook=once, parse_float=never, parse_constant=never)
+        if json.dumps(leaf, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() != data:
+            say(f"第 {at} 片叶子不是规范形式", f"leaf {at} is not in canonical form")
+        return leaf if isinstance(leaf, dict) else {}
+    except (ValueError, RecursionError) as why:
         say(f"第 {at} 片叶子读不懂：{why}", f"leaf {at} cannot be read: {why}")
         return {}
-    if json.dumps(leaf, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() != data:
-        say(f"第 {at} 片叶子不是规范形式", f"leaf {at} is not in canonical form")
-    return leaf
 
 
 def heads_root(scopes: dict) -> bytes:
@@ -219,13 +228,6 @@ class Log:
         self.created, self.epoch, self.sequence, self.newest = None, 0, 0, ""
         self.scopes, self.cases, self.events, self.kinds = {}, {}, {}, {}
 
-    def same(self, index: int, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            say(
-                f"第 {index} 片叶子的 {what}：应为 {expected}，却是 {found}",
-                f"leaf {index}: {what} should be {expected} and is {found}",
-            )
-
     def take(self, data: bytes) -> None:
         index = self.tree.size
         self.tree.append(leaf_hash(data))
@@ -238,48 +240,48 @@ class Log:
         kind, source, recorded = leaf["kind"], leaf["src"], leaf["recorded"]
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         for name, expected in (("v", "paidan/leaf/1"), ("log", self.origin), ("index", index)):
-            self.same(index, name, expected, leaf[name])
-        self.same(index, "late", recorded < self.newest, leaf.get("late", False))
+            same(index, name, expected, leaf[name])
+        same(index, "late", recorded < self.newest, leaf.get("late", False))
         due = index > 0 and (index % HEADS_EVERY == 0 or recorded[:10] > self.newest[:10])
-        self.same(index, "heads", due, kind == "heads")
+        same(index, "heads", due, kind == "heads")
         self.newest = max(self.newest, recorded)
         # 来源连续 / the source goes on without a hole
         if self.created is None:
             self.created = source["created"]
         if kind == "reset":
             old = {"created": self.created, "seq": self.sequence} | ({"epoch": self.epoch} if self.epoch else {})
-            self.same(index, "reset", old, leaf["reset"])
+            same(index, "reset", old, leaf["reset"])
             self.epoch, self.created, self.sequence = self.epoch + 1, source["created"], source["seq"]
         else:
-            self.same(index, "src.seq", self.sequence + (kind != "heads"), source["seq"])
+            same(index, "src.seq", self.sequence + (kind != "heads"), source["seq"])
             self.sequence = source["seq"]
-        self.same(index, "src", (self.created, self.epoch), (source["created"], source.get("epoch", 0)))
+        same(index, "src", (self.created, self.epoch), (source["created"], source.get("epoch", 0)))
         # 各类叶子 / kind by kind
         if kind == "gap":
-            self.same(index, "gap.from", self.sequence, leaf["gap"]["from"])
-            self.same(index, "gap.to ≥ gap.from", True, leaf["gap"]["to"] >= leaf["gap"]["from"])
+            same(index, "gap.from", self.sequence, leaf["gap"]["from"])
+            same(index, "gap.to ≥ gap.from", True, leaf["gap"]["to"] >= leaf["gap"]["from"])
             self.sequence = leaf["gap"]["to"]
         elif kind in ("dup", "conflict"):
-            self.same(index, "first", self.events.get(leaf["id"]), leaf["first"])
+            same(index, "first", self.events.get(leaf["id"]), leaf["first"])
         elif kind == "heads":
-            self.same(index, "heads.root", heads_root(self.scopes).hex(), leaf["heads"]["root"])
+            same(index, "heads.root", heads_root(self.scopes).hex(), leaf["heads"]["root"])
         elif kind == "event":
             self.event(index, leaf, leaf["event"])
         elif kind not in ("reject", "reset"):
-            self.same(index, "kind", "event dup conflict reject gap reset heads", kind)
+            same(index, "kind", "event dup conflict reject gap reset heads", kind)
 
     def event(self, index: int, leaf: dict, event: dict) -> None:
-        self.same(index, f"event {event['id']} first at", None, self.events.get(event["id"]))
+        same(index, f"event {event['id']} first at", None, self.events.get(event["id"]))
         self.events[event["id"]] = index
         districts = list(dict.fromkeys(event["districts"].split(","))) if event["districts"] else []
         expected = [{"d": district, "n": self.scopes.get(district, (0,))[0] + 1} for district in districts]
-        self.same(index, "scopes", expected, leaf["scopes"])
+        same(index, "scopes", expected, leaf["scopes"])
         for scope in expected:
             self.scopes[scope["d"]] = scope["n"], index
         case = event.get("correlationid")
         if case is not None:
             self.cases[case] = self.cases.get(case, 0) + 1
-        self.same(index, "case", {"id": case, "n": self.cases[case]} if case is not None else None, leaf.get("case"))
+        same(index, "case", {"id": case, "n": self.cases[case]} if case is not None else None, leaf.get("case"))
 
     def against(self, size: int, root: bytes, heads: bytes) -> None:
         if self.tree.size != size:
@@ -298,54 +300,62 @@ class Log:
 # --- 一个区的重放 / one district's replay ---------------------------------------------------------------------------------
 
 
-def district_replay(header: dict, lines: list, found: tuple) -> None:
-    """Ordinals without a hole up to the district's head, the head under the checkpoint, each leaf under it too."""
-    _, size, root, heads = found
-    ordinals, last, at = dict.fromkeys(header["heads"], 0), {}, -1
-    for line in lines:
+class Part:
+    """All events of a district, or of all: ordinals without a hole, up to the counts that lie under the checkpoint."""
+
+    def __init__(self, header: dict, found: tuple) -> None:
+        self.header, (_, self.size, self.root, self.heads) = header, found
+        chosen = header["filter"]
+        self.wanted = [chosen["district"]] if "district" in chosen else chosen.get("scopes")
+        if chosen.keys() - {"district", "scopes", "kinds"} or chosen.get("kinds") != ["event"] or self.wanted == []:
+            give_up(f"only all events of a district, or of all, can be counted; this is {chosen}")
+        if header["from"] or header.get("proof") != "each":
+            give_up("ask for proof=each, from the first leaf on")
+        print(f"过滤 / filter        {chosen}")
+        self.scopes, self.at, self.hidden = {}, -1, 0
+
+    def take(self, line: bytes) -> None:
         said = json.loads(line)
         index = said["s"]
-        if "withheld" in said:  # what an agreement has closed: its place, ordinal and hash are shown
+        if said.get("withheld"):  # what an agreement has closed: its place, ordinal and hash are shown
             hash_, scopes = bytes.fromhex(said["hash"]), {said["d"]: said["n"]}
+            self.hidden += 1
+            same(index, "closed by an agreement", bool(self.header["withheld"]), True)
         else:
-            data = line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1]
-            if "proof" in said:
-                data = data.rpartition(b',"proof":')[0]
+            data = line[line.index(b'"leaf":') + 7 :].rpartition(b',"proof":')[0]
             leaf, hash_ = parse(data, index), leaf_hash(data)
             scopes = {scope["d"]: scope["n"] for scope in leaf.get("scopes", [])}
-            if (leaf.get("log"), leaf.get("index")) != (header["log"], index):
-                say(f"第 {index} 片叶子自称 {leaf.get('index')}", f"leaf {index} says it is {leaf.get('index')}")
-        if not at < index < size:
+            same(index, "log, index", (self.header["log"], index), (leaf.get("log"), leaf.get("index")))
+        if not self.at < index < self.size:
             say(f"第 {index} 片叶子次序不对", f"leaf {index} is out of order")
-        at = index
-        if header.get("proof") == "each":
-            path = [base64.b64decode(each) for each in said["proof"]]
-            if root_by_path(hash_, index, size, path) != root:
-                say(f"第 {index} 片叶子不是签名时的叶子", f"leaf {index} is not the one that was signed")
-        for district in ordinals.keys() & scopes.keys():
-            if scopes[district] != ordinals[district] + 1:
-                say(
-                    f"{district} 的第 {ordinals[district] + 1} 件被扣下，接着的是第 {scopes[district]} 件",
-                    f"number {ordinals[district] + 1} of {district} was withheld: number {scopes[district]} follows",
-                )
-            ordinals[district], last[district] = scopes[district], index
-    for district, head in header["heads"].items():
-        if head is None:
-            continue
-        leaf = leaf_hash(f'{{"d":"{district}","last":{head["last"]},"n":{head["n"]}}}'.encode())
-        path = [bytes.fromhex(each) for each in head["hashes"]]
-        if not heads or root_by_path(leaf, head["position"], head["size"], path) != heads:
-            say(f"{district} 的计数不在检查点之下", f"the head of {district} does not lie under the checkpoint")
-        if (head["n"], head["last"]) != (ordinals[district], last.get(district)):
-            say(
-                f"{district} 应有 {head['n']} 件，却有 {ordinals[district]} 件",
-                f"{district} should have {head['n']} events and has {ordinals[district]}: withheld, or cut short",
-            )
-        print(f"行政区 / district    {district}  {ordinals[district]} / {head['n']}")
-    if header.get("proof") != "each":
-        print(
-            "未核对 / not looked at: 叶子是否在根之下，请用 proof=each 下载 / leaves under the root: ask for proof=each"
-        )
+        self.at = index
+        if root_by_path(hash_, index, self.size, list(map(base64.b64decode, said["proof"]))) != self.root:
+            say(f"第 {index} 片叶子不是签名时的叶子", f"leaf {index} is not the one that was signed")
+        for district, n in scopes.items():
+            due = self.scopes.get(district, (0,))[0] + 1
+            if n != due and district in (self.wanted or scopes):
+                say(f"{district} 的第 {due} 件被扣下", f"number {due} of {district} was withheld: {n} follows")
+            self.scopes[district] = n, index
+
+    def against(self) -> None:
+        if self.wanted is None and heads_root(self.scopes) != self.heads:
+            say("各区计数与检查点不符", "the districts' counts are not the checkpoint's: withheld, or cut short")
+        for district in self.wanted or []:
+            head, (n, last) = self.header["heads"].get(district), self.scopes.get(district, (0, None))
+            if head is None:
+                if n:
+                    say(f"首行没有 {district} 的计数", f"the header has no head of {district}")
+                print(f"未核对 / not looked at: {district} 是否确无事件，无从证明 / no proof that it has no events")
+                continue
+            path = list(map(bytes.fromhex, head["hashes"]))
+            leaf = leaf_hash(f'{{"d":"{district}","last":{head["last"]},"n":{head["n"]}}}'.encode())
+            if not self.heads or root_by_path(leaf, head["position"], head["size"], path) != self.heads:
+                say(f"{district} 的计数不在检查点之下", f"the head of {district} does not lie under the checkpoint")
+            if (head["n"], head["last"]) != (n, last):
+                say(f"{district} 被截短", f"{district} is cut short: event {head['n']} at {head['last']} is its last")
+            print(f"行政区 / district    {district}  {n} / {head['n']}")
+        if self.hidden:
+            print(f"未核对 / not looked at: {self.hidden} 片只给出哈希 / leaves by hash only")
 
 
 # --- 文件 / files --------------------------------------------------------------------------------------------------------
@@ -386,23 +396,19 @@ def audit_replay(file: Path, policy: tuple) -> None:
         if (header["log"], header["size"]) != found[:2]:
             say("首行与检查点不符", "the header is not that of its checkpoint")
         whole = not header["filter"] and header["from"] == 0 and "proof" not in header
-        kept, count, trailer = [], 0, None
-        log = Log(header["log"])
+        log, count, trailer = Log(header["log"]) if whole else Part(header, found), 0, None
         for line in lines:
             if not line.startswith(b'{"s":') and b'"withheld"' not in line:
                 trailer = json.loads(line) if line.endswith(b"\n") else None
                 break
             count += 1
-            if whole:
-                if int(line[5 : line.index(b",")]) != log.tree.size:
-                    say(f"缺少第 {log.tree.size} 片叶子", f"leaf {log.tree.size} is missing")
-                log.take(line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1])
-            else:
-                kept.append(line)
-    if whole:
-        log.against(*found[1:])
-    else:
-        district_replay(header, kept, found)
+            if not whole:
+                log.take(line)
+                continue
+            if int(line[5 : line.index(b",")]) != log.tree.size:
+                say(f"缺少第 {log.tree.size} 片叶子", f"leaf {log.tree.size} is missing")
+            log.take(line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1])
+    log.against(*(found[1:] if whole else ()))
     if trailer is None or trailer.get("end") is not True:
         say("没有末行：重放被截短", "there is no last line: the replay was cut short")
     elif trailer["count"] != count or trailer.get("next"):
@@ -427,7 +433,7 @@ def main() -> int:
             audit_folder(asked.what, policy)
         else:
             audit_replay(asked.what, policy)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as why:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, StopIteration, RecursionError) as why:
         give_up(f"{type(why).__name__}: {why}")
     print(f"有问题 / something is wrong: {wrong}" if wrong else "无误 / nothing is wrong")
     return 1 if wrong else 0

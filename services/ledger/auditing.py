@@ -78,6 +78,7 @@ class Report:
     Attributes:
         checkpoint: the newest one whose signature held; None without one.
         witnessed: size and witnesses of the newest that satisfies the policy.
+        question: which leaves of the log a replay says to be, with the areas that an ended agreement closed; None of a whole log.
         checked, unchecked: by name; of what was not looked at, why.
     """
 
@@ -88,6 +89,7 @@ class Report:
     scopes: dict[str, int] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     witnessed: tuple[int, list[str]] | None = None
+    question: dict[str, Any] | None = None
     checked: list[str] = field(default_factory=list)
     unchecked: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
@@ -109,6 +111,7 @@ class Report:
             "districts": self.scopes,
             "checkpoint": self.checkpoint and {"size": self.checkpoint.size, "root": plain(self.checkpoint.root)},
             "witnessed": self.witnessed and {"size": self.witnessed[0], "by": self.witnessed[1]},
+            "question": self.question,
             "checked": self.checked,
             "unchecked": self.unchecked,
             "counts": dict(found.counts),

@@ -8,38 +8,29 @@ each leaf is the one that was signed, by the proofs that come along (`proof=each
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from services.ledger import heads
 from services.ledger.auditing import NO_KEY, NO_POLICY, Anchor, Report, believed, cosigned, entries
-from services.ledger.leaves import EVENT, VERSION
 from services.ledger.notes import Checkpoint, Note, NoteError, Policy
-from services.ledger.replay import VERSION as REPLAY
+from services.ledger.receiving import IncompleteError, Part, header_of
 from services.ledger.tree import (
     HASH_BYTES,
     TILE_WIDTH,
     Edge,
-    ProofError,
     Tile,
     Tiles,
-    inclusion,
     leaf_hash,
     split,
     tiles_of,
-    verify_inclusion,
 )
-from services.ledger.verifying import Audit, is_canonical
+from services.ledger.verifying import Audit
 from shared.errors import PaidanError
 
 LINES = 2000
-NARROWING = ("area", "request", "types", "event", "time_from", "time_to")
-"""Filters that leave out leaves of a district, so that its ordinals have holes."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -52,6 +43,7 @@ def audit_replay(
     trust: Policy,
     *,
     anchors: Sequence[Anchor] = (),
+    asked: Mapping[str, Any] | None = None,
     form: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -61,14 +53,20 @@ def audit_replay(
     Args:
         trust: as for `auditing.audit_store`.
         anchors: checkpoints that others hold.
+        asked: the filter that was asked for, from the first leaf on; None: it is not known.
         form: look at the canonical form of every leaf of a whole log.
     Raises:
         NoCopyError: the first line is not a replay's.
     """
     lines = iter(lines)
-    header = _header(next(lines, b""))
+    try:
+        header = header_of(next(lines, b""))
+    except IncompleteError as why:
+        raise NoCopyError(str(why)) from None
     say = progress or (lambda _done, _of: None)
-    report = Report(str(header["log"]))
+    report = Report(header["log"])
+    if asked is not None:
+        _answers(header, asked, report)
     report.checkpoint = _checkpoint(header, report, trust)
     if not header["filter"] and header["from"] == 0 and header.get("proof") is None:
         audit = Audit(report.log, canonical=form, findings=report.findings)
@@ -81,9 +79,7 @@ def audit_replay(
         if report.leaves != header["size"]:
             report.findings.say("count", None, "size", header["size"], report.leaves)
     else:
-        part = Part(header, report)
-        trailer = part.feed(lines, say)
-        part.end(trailer)
+        trailer = _feed_part(lines, header, report, say)
         if anchors:
             report.unchecked["others' checkpoints"] = "部分重放没有自己的根 / a part of a log has no root of its own"
     if trailer is None:
@@ -148,185 +144,41 @@ def audit_folder(
     return report
 
 
-class Part:
-    """A replay that is not the whole log."""
+def _answers(header: Mapping[str, Any], asked: Mapping[str, Any], report: Report) -> None:
+    """Whether a header is that of the question: everything from the beginning, under this filter."""
+    found = header["filter"]
+    if "district" in asked:  # one district's auditor reads what lists that district in any case
+        found = {name: value for name, value in found.items() if name != "scopes"}
+    for name, want, said in (("filter", asked, found), ("from", 0, header["from"])):
+        if said != want:
+            report.findings.say("header", None, name, want, said)
 
-    def __init__(self, header: Mapping[str, Any], report: Report) -> None:
-        self._filter: Mapping[str, Any] = header["filter"]
-        self._header = header
-        self._report = report
-        self._proof = header.get("proof") if report.checkpoint else None
-        self._tiles: dict[tuple[int, int], bytes] = {}
-        self._proved: set[int] = set()
-        self._dense = not any(name in self._filter for name in NARROWING)
-        self._heads: dict[str, heads.Path | None] = {}
-        self._next = 0
-        self._case = 0
-        # Ordinals begin with 1 in a replay from the first leaf on; elsewhere with whichever comes first.
-        self._ordinals: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._read_heads()
 
-    def _read_heads(self) -> None:
-        report, root = self._report, self._report.checkpoint.heads if self._report.checkpoint else None
-        for district, shown in (self._header.get("heads") or {}).items():
-            self._heads[district] = None
-            if shown is None:
-                continue
-            try:
-                path = heads.read(shown)
-                if path.district != district:
-                    raise ProofError(f"the head of {path.district}")
-                if root is not None:
-                    heads.verify(path, root)
-            except (ProofError, KeyError, ValueError, TypeError) as why:
-                report.findings.say("header", None, f"heads.{district}", "a head under the checkpoint", str(why))
-                continue
-            self._heads[district] = path
-        if root is None:
-            report.unchecked["completeness"] = (
-                "首行没有可信的检查点 / the header carries no checkpoint that can be believed"
-            )
-        elif self._heads and self._dense:
-            report.checked.append("completeness")
-
-    def feed(self, lines: Iterable[bytes], progress: Progress) -> Mapping[str, Any] | None:
-        """Every line; the last one, where it is a trailer."""
-        for line in lines:
-            try:
-                said = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                self._report.findings.say("leaf_unreadable", self._next, "line")
-                continue
-            if "end" in said:
-                return dict(said)
-            try:
-                self._line(said, line)
-            except (KeyError, TypeError, AttributeError, ValueError) as why:
-                self._report.findings.say("leaf_unreadable", self._next, repr(why))
-            if self._report.leaves % LINES == 0:
-                progress(self._next, self._header["size"])
-        return None
-
-    def _line(self, said: Mapping[str, Any], line: bytes) -> None:
-        if "tile" in said:
-            tile = Tile.parse(said["tile"])
-            self._tiles[tile.level, tile.number] = b64decode(said["h"])
-            return
-        self._report.leaves += 1
-        index = said["s"]
-        if said.get("withheld"):
-            self._place(index, bytes.fromhex(said["hash"]), said)
-            self._ordinal(index, said["d"], said["n"])
-            return
-        data = line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1]
-        if "proof" in said:
-            data = data.rpartition(b',"proof":')[0]
-        self._place(index, leaf_hash(data), said)
-        self._leaf(index, said["leaf"], data)
-
-    def _place(self, index: int, hash: bytes, said: Mapping[str, Any]) -> None:
-        """Whether a leaf comes in order, and whether it is the one that was signed."""
-        report, size = self._report, self._header["size"]
-        if not self._next <= index < size or (not self._filter and index != self._next):
-            report.findings.say("index", index, "s", self._next, index)
-        self._next = index + 1
-        if report.checkpoint is None:
-            return
-        try:
-            if self._proof == "each":
-                proof = [b64decode(each) for each in said["proof"]]
-                verify_inclusion(hash, index, size, proof, report.checkpoint.root)
-            elif self._proof == "tiles":
-                tile = self._tile(index // TILE_WIDTH)
-                at = index % TILE_WIDTH * HASH_BYTES
-                if (signed := tile[at : at + HASH_BYTES]) != hash:
-                    report.findings.say("leaf_changed", index, "leaf", signed, hash)
-        except (ProofError, KeyError, TypeError, ValueError) as why:
-            report.findings.say("proof", index, "proof", None, str(why))
-
-    def _tile(self, number: int) -> bytes:
-        """
-        A tile of leaf hashes, shown once to be under the root: the path of its first leaf is made of all the others in it.
-
-        Raises:
-            ProofError, KeyError.
-        """
-        assert self._report.checkpoint is not None
-        size, tile = self._header["size"], self._tiles[0, number]
-
-        async def read(wanted: Tile) -> bytes:
-            return self._tiles[wanted.level, wanted.number][: wanted.width * HASH_BYTES]
-
-        if number not in self._proved:
-            first = number * TILE_WIDTH
-            try:
-                inclusion(read, first, size).send(None)  # it waits for nothing
-            except StopIteration as done:
-                verify_inclusion(tile[:HASH_BYTES], first, size, done.value, self._report.checkpoint.root)
-            self._proved.add(number)
-        return tile
-
-    def _leaf(self, index: int, leaf: Mapping[str, Any], data: bytes) -> None:
-        say = self._report.findings.say
-        if orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS) != data or not is_canonical(leaf, data):
-            say("not_canonical", index)
-        for name, want in {"v": VERSION, "log": self._report.log, "index": index}.items():
-            if leaf[name] != want:
-                say("leaf_form", index, name, want, leaf[name])
-        kind = leaf["kind"]
-        scopes = {scope["d"]: scope["n"] for scope in leaf.get("scopes", ())}
-        case = leaf.get("case", {})
-        self._report.kinds[kind] = self._report.kinds.get(kind, 0) + 1
-        wanted = (self._filter["district"],) if "district" in self._filter else self._filter.get("scopes")
-        if wanted is not None and not {*wanted} & scopes.keys():
-            say("filter", index, "district", " ".join(wanted))
-        if kind not in self._filter.get("kinds", (kind,)):
-            say("filter", index, "kinds", " ".join(self._filter["kinds"]))
-        if (request := self._filter.get("request")) is not None:
-            if case.get("id") != request:
-                say("filter", index, "request", request)
-            elif wanted is None and not {"area", "types"} & self._filter.keys() and self._header["from"] == 0:
-                self._case += 1
-                if case["n"] != self._case:
-                    say("withheld_case", index, request, self._case, case["n"])
-                    self._case = case["n"]
-        for district, n in scopes.items():
-            self._ordinal(index, district, n)
-
-    def _ordinal(self, index: int, district: str, n: int) -> None:
-        """The next event of a district, where all of them are asked for."""
-        if not self._dense or (self._heads and district not in self._heads):
-            return
-        before = self._ordinals.get(district)
-        due = before + 1 if before is not None else (1 if self._header["from"] == 0 else n)
-        if n != due:
-            self._report.findings.say("withheld", index, district, due, n)
-        self._ordinals[district], self._last[district] = n, index
-        self._report.scopes[district] = self._report.scopes.get(district, 0) + 1
-
-    def end(self, trailer: Mapping[str, Any] | None) -> None:
-        """Whether it goes to where the districts' heads say."""
-        if self._proof is not None:
-            self._report.checked.append("inclusion")
-        else:
-            self._report.unchecked["inclusion"] = "请用 proof=tiles 下载 / ask for proof=tiles"
-        self._report.checked += ["order", "ordinals"]
-        if trailer is None or trailer.get("next") is not None or "to" in self._filter or not self._dense:
-            if "completeness" in self._report.checked:
-                self._report.checked.remove("completeness")
-                self._report.unchecked["completeness"] = "重放未到末尾 / the replay does not go to the end"
-            return
-        if EVENT not in self._filter.get("kinds", (EVENT,)):
-            return
-        for district, head in self._heads.items():
-            found = self._ordinals.get(district, 0 if self._header["from"] == 0 else None)
-            if head is None or found is None:
-                continue
-            if found != head.n:
-                self._report.findings.say("withheld", None, district, head.n, found)
-            elif found and self._last[district] != head.last:
-                self._report.findings.say("header", None, f"heads.{district}.last", self._last[district], head.last)
+def _feed_part(
+    lines: Iterator[bytes], header: Mapping[str, Any], report: Report, progress: Progress
+) -> Mapping[str, Any] | None:
+    """Audit a part of a log; its last line."""
+    part = Part(header, report.checkpoint, report.findings)
+    closed = {"withheld": header["withheld"]} if header["withheld"] else {}
+    report.question = {"from": header["from"], **header["filter"], **closed}
+    trailer = None
+    for n, line in enumerate(lines):
+        if (trailer := part.take(line)) is not None:
+            break
+        if n % LINES == 0:
+            progress(part.at + 1, header["size"])
+    why = part.end(trailer)
+    report.leaves, report.kinds, report.scopes = part.leaves, part.kinds, part.scopes
+    report.checked += ["order", "ordinals"]
+    if report.checkpoint is not None and header.get("proof") in ("each", "tiles"):
+        report.checked.append("inclusion")
+    else:
+        report.unchecked["inclusion"] = "请用 proof=tiles 下载 / ask for proof=tiles"
+    if why is not None:
+        report.unchecked["completeness"] = f"{why.zh} / {why.en}"
+    elif report.fine:
+        report.checked.append("completeness")
+    return trailer
 
 
 def _feed_whole(lines: Iterator[bytes], audit: Audit, size: int, progress: Progress) -> Mapping[str, Any] | None:
@@ -355,6 +207,8 @@ def _out_of_order(line: bytes, batch: list[tuple[int, bytes, None]], audit: Audi
     """A leaf that is not the one that is due, or a line that was cut; which one is due now."""
     try:
         index = int(line[5 : line.index(b",")])
+        if not 0 <= index < 2**53:
+            raise ValueError(index)
         batch.append((index, line.rstrip(b"\n")[line.index(b'"leaf":') + 7 : -1], None))
     except ValueError:
         audit.findings.say("leaf_unreadable", due, "line")
@@ -370,21 +224,13 @@ def _trailer(line: bytes) -> Mapping[str, Any] | None:
     return said if isinstance(said, dict) and said.get("end") is True else None
 
 
-def _header(line: bytes) -> Mapping[str, Any]:
-    try:
-        header = orjson.loads(line)
-        if header["replay"] == REPLAY and {"log", "size", "from", "filter"} <= header.keys():
-            return dict(header)
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        pass
-    raise NoCopyError(f"the first line is not that of a replay ({REPLAY})")
-
-
 def _checkpoint(header: Mapping[str, Any], report: Report, trust: Policy) -> Checkpoint | None:
     """The checkpoint in a replay's header, of the size that it is pinned to."""
     text = header.get("checkpoint")
     if text is None:
         report.unchecked["checkpoint"] = "首行没有 / the header carries none"
+        if trust.logs or trust.witnesses:
+            report.findings.say("header", None, "checkpoint", "signed", None)
         return None
     checkpoint = _believed(text, report, trust)
     if checkpoint is not None and checkpoint.size != header["size"]:

@@ -171,12 +171,16 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "count": ("{field} 应有 {expected} 片叶子，却有 {found}", "{field} should have {expected} leaves and has {found}"),
     "withheld": (
-        "行政区 {field} 有事件被扣下：应有第 {expected} 件，接着的却是第 {found} 件",
-        "an event of district {field} was withheld: number {expected} is due and number {found} follows",
+        "行政区 {field} 有事件被扣下：应有第 {expected} 件，接着的却是 {found}",
+        "an event of district {field} was withheld: number {expected} is due, and {found} follows",
+    ),
+    "by_hash": (
+        "这片叶子只给出哈希，而首行没有说因协议终止而不可见",
+        "this leaf comes by its hash only, and the header names nothing that an ended agreement closed",
     ),
     "withheld_case": (
-        "诉求 {field} 有事件被扣下：应有第 {expected} 件，接着的却是第 {found} 件",
-        "an event of case {field} was withheld: number {expected} is due and number {found} follows",
+        "诉求 {field} 有事件被扣下：应有第 {expected} 件，接着的却是 {found}",
+        "an event of case {field} was withheld: number {expected} is due, and {found} follows",
     ),
     "filter": (
         "这片叶子不属于所要的 {field}（{expected}）",

@@ -23,13 +23,13 @@ import orjson
 from services.ledger import heads
 from services.ledger.leaves import EVENT
 from services.ledger.proving import Proofs
+from services.ledger.receiving import VERSION
 from services.ledger.store import Selection
 from services.ledger.tree import leaf_hash
 from shared.envelope import canonical
 from shared.errors import RefusedError
 from shared.facts import CATALOGUE, HUB
 
-VERSION = "paidan/replay/1"
 CHUNK = 2000
 MAC_BYTES = 16
 

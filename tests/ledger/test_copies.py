@@ -19,9 +19,10 @@ from services.ledger.auditing import Anchor, Report
 from services.ledger.copies import NoCopyError
 from services.ledger.notes import COSIGNATURE, Key, Note, Policy
 from services.ledger.proving import Kind, Proofs
+from services.ledger.receiving import TILES_MAX
 from services.ledger.replay import Cursors, Replay, lines
 from services.ledger.store import Selection
-from services.ledger.tree import Tile, Tiles, tiles_of
+from services.ledger.tree import Tile, Tiles, leaf_hash, tiles_of
 from shared.facts import HUB
 from tests.ledger.examples import QINGSHAN, WUCHANG, life
 from tests.ledger.memory import ORIGIN, Memory
@@ -43,6 +44,7 @@ class Copies:
     whole: Lines
     of_one: Lines
     with_tiles: Lines
+    all_events: Lines
     folder: Path
     policy: Path
 
@@ -98,9 +100,10 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Copies:
     note = Note(checkpoint.body).signed(signers).text
     folder = tmp_path_factory.mktemp("copies")
     (folder / "policy").write_text(POLICY)
-    district = Selection(scopes=(QINGSHAN, HUB), kinds=("event",))
+    district = Selection(scopes=(QINGSHAN, HUB), district=QINGSHAN, kinds=("event",))
     return Copies(
         *(note, asked(log, note, Selection()), asked(log, note, district, "each"), asked(log, note, district, "tiles")),
+        asked(log, note, Selection(kinds=("event",)), "each"),
         *(laid_out(log, note, folder / "log"), folder / "policy"),
     )
 
@@ -220,6 +223,88 @@ def test_what_was_done_to_a_replay_is_found_by_both(held: Copies, tmp_path: Path
     code, said = script("--policy", held.policy, tmp_path / "replay")
     assert code == 1, said
     assert "✗" in said
+
+
+def ended(of: Lines) -> Lines:
+    """The same with a last line that agrees."""
+    return [*of, b'{"count":%d,"end":true,"next":null}\n' % (len(of) - 1)]
+
+
+def hidden(of: bytes) -> bytes:
+    """A leaf by its hash only, with its true ordinal and proof."""
+    said = orjson.loads(of)
+    data = of[of.index(b'"leaf":') + 7 : of.rindex(b',"proof":')]
+    n = next(scope["n"] for scope in said["leaf"]["scopes"] if scope["d"] == QINGSHAN)
+    line = {"s": said["s"], "withheld": True, "d": QINGSHAN, "n": n, "hash": leaf_hash(data).hex()}
+    return orjson.dumps({**line, "proof": said["proof"]}, option=orjson.OPT_SORT_KEYS) + b"\n"
+
+
+FILTER = {"district": QINGSHAN, "kinds": ["event"], "scopes": [QINGSHAN, HUB]}
+UNPROVED: dict[str, Callable[[Lines], Lines]] = {
+    "said to have nothing": lambda of: ended(header(heads={QINGSHAN: None})(of)[:1]),
+    "narrowed": header(filter={**FILTER, "types": ["x"]}),
+    "narrowed by what nobody knows": header(filter={**FILTER, "colour": "red"}),
+    "from later on": lambda of: ended(header(**{"from": orjson.loads(of[9])["s"]})([of[0], *of[9:-1]])),
+    "by hash": lambda of: header(withheld=["xinxiang-7k"])([of[0], *map(hidden, of[1:-1]), of[-1]]),
+}  # fmt: skip
+FOUND: dict[str, tuple[Callable[[Lines], Lines], str]] = {
+    "no head and still leaves": (header(heads={QINGSHAN: None}), "header"),
+    "no heads at all": (header(heads={}), "header"),
+    "no heads and the end cut": (lambda of: ended(header(heads={})(of)[:90]), "header"),
+    "by hash without a reason": (lambda of: [of[0], *map(hidden, of[1:-1]), of[-1]], "by_hash"),
+    "no checkpoint": (header(checkpoint=None), "header"),
+    "a line that is a number": (lambda of: [*of[:9], b"5\n", *of[9:]], "leaf_unreadable"),
+    "a line without end": (lambda of: [*of[:9], b'{"s":9,"leaf":' + b"[" * 9000 + b"\n", *of[9:]], "leaf_unreadable"),
+}
+
+
+@pytest.mark.parametrize("way", UNPROVED)
+def test_it_is_never_said_that_nothing_was_withheld_where_that_is_not_proved(
+    held: Copies, tmp_path: Path, way: str
+) -> None:
+    spoilt = UNPROVED[way](held.of_one)
+    report = copies.audit_replay(spoilt, TRUST)
+    assert "completeness" not in report.checked
+    assert "completeness" in report.unchecked
+    (tmp_path / "replay").write_bytes(b"".join(spoilt))
+    _, said = script("--policy", held.policy, tmp_path / "replay")
+    assert "not looked at" in said or "unreadable" in said
+
+
+@pytest.mark.parametrize("way", FOUND)
+def test_neither_header_nor_lines_decide_what_is_looked_at(held: Copies, tmp_path: Path, way: str) -> None:
+    change, code = FOUND[way]
+    spoilt = change(held.of_one)
+    report = copies.audit_replay(spoilt, TRUST)
+    assert code in {each.code for each in report.findings.listed}
+    assert "completeness" not in report.checked
+    (tmp_path / "replay").write_bytes(b"".join(spoilt))
+    assert script("--policy", held.policy, tmp_path / "replay")[0] != 0
+
+
+def test_all_events_are_complete_when_their_counts_give_the_root_of_the_heads(held: Copies, tmp_path: Path) -> None:
+    log = held.all_events
+    assert "completeness" in copies.audit_replay(log, TRUST).checked
+    cut = ended(log[:-101])
+    assert codes(copies.audit_replay(cut, TRUST)) == [("heads_root", None)]
+    for of, expected in ((log, 0), (cut, 1)):
+        (tmp_path / "replay").write_bytes(b"".join(of))
+        assert script("--policy", held.policy, tmp_path / "replay")[0] == expected
+
+
+def test_an_answer_to_another_question_is_found_to_be_one(held: Copies) -> None:
+    asked = {"district": QINGSHAN, "kinds": ["event"]}
+    assert copies.audit_replay(held.of_one, TRUST, asked=asked).fine
+    assert not copies.audit_replay(held.of_one, TRUST, asked={}).fine
+    assert not copies.audit_replay(held.all_events, TRUST, asked=asked).fine
+    assert not copies.audit_replay(header(filter={**FILTER, "types": ["x"]})(held.of_one), TRUST, asked=asked).fine
+
+
+def test_tiles_that_nobody_needs_are_not_kept_for_ever(held: Copies) -> None:
+    tile = next(each for each in held.with_tiles if b'"tile/0/000"' in each)
+    many = [tile.replace(b"0/000", b"0/x%03d/%03d" % divmod(n, 1000)) for n in range(1000, 1000 + TILES_MAX + 1)]
+    report = copies.audit_replay([held.with_tiles[0], *many, *held.with_tiles[1:]], TRUST)
+    assert "leaf_unreadable" in {each.code for each in report.findings.listed}
 
 
 def test_a_leaf_changed_behind_its_tile_is_found(held: Copies) -> None:

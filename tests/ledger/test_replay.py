@@ -17,7 +17,7 @@ from services.ledger.events import zipped
 from services.ledger.losses import Losses
 from services.ledger.pinning import Pin, pin, size_at
 from services.ledger.proving import Proofs
-from services.ledger.receiving import IncompleteError, Received
+from services.ledger.receiving import IncompleteError, Received, whole_lines
 from services.ledger.replay import Cursors, Replay, lines, scopes_of
 from services.ledger.store import Selection
 from shared.errors import RefusedError
@@ -189,6 +189,46 @@ async def test_a_replay_of_the_whole_log_gives_the_root_that_was_signed() -> Non
             received(broken)
 
 
+def headless(line: bytes, heads: dict[str, Any] | None = None) -> bytes:
+    """A header that does not say where anything ends, nor how much of what is to come."""
+    return orjson.dumps(orjson.loads(line) | {"heads": heads or {}, "expected": 17}, option=orjson.OPT_SORT_KEYS)
+
+
+async def test_all_events_of_all_districts_give_the_root_of_their_counts() -> None:
+    log = filled()
+    signed(log)
+    found = await whole(log, await pinned(log, Selection(kinds=("event",))))
+    assert received(found).unproved is None
+    for broken in ([*found[:5], *found[6:-1]], found[:-2]):
+        last = orjson.dumps({"count": len(broken) - 1, "end": True, "next": None})
+        with pytest.raises(IncompleteError, match="is due|counts should be"):
+            received([found[0].replace(b'"expected":36', b'"expected":35'), *broken[1:], last])
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"[]", b"null", b'{"s":true,"leaf":{}}', b'{"s":1,"leaf":5}', b'{"tile":3,"h":""}', b"[" * 9000]
+)
+async def test_a_line_that_makes_no_sense_is_said_to_be_one(line: bytes) -> None:
+    found = await whole(filled(), await pinned(filled(), Selection(kinds=("event",))))
+    with pytest.raises(IncompleteError):
+        received([found[0], line, *found[1:]])
+
+
+@pytest.mark.parametrize(
+    "change", [{"heads": [1]}, {"filter": [1]}, {"size": "9"}, {"filter": {"scopes": []}}, {"checkpoint": 5}]
+)
+async def test_a_header_that_makes_no_sense_is_none(change: dict[str, Any]) -> None:
+    found = await whole(filled(), await pinned(filled()))
+    with pytest.raises(IncompleteError, match="not that of a replay"):
+        Received(orjson.dumps(orjson.loads(found[0]) | change))
+
+
+def test_lines_are_whole_and_none_is_without_end() -> None:
+    assert [*whole_lines([b"a\nb", b"c\n", b"d"])] == [b"a\n", b"bc\n", b"d"]
+    with pytest.raises(IncompleteError):
+        list(whole_lines([b"x" * 65536] * 9))
+
+
 async def test_what_is_withheld_from_a_district_is_missed_even_at_its_end() -> None:
     log = filled()
     signed(log)
@@ -197,10 +237,12 @@ async def test_what_is_withheld_from_a_district_is_missed_even_at_its_end() -> N
     one_less = orjson.dumps({"count": 17, "end": True, "next": None})
     claims = found[0].replace(b'"420107":18', b'"420107":17')
     for broken, says in (
-        ([*found[:5], *found[6:-1], one_less], "event 5 of 420107 is missing"),
-        ([*found[:-2], one_less], "were to come"),
-        ([claims, *found[1:-2], one_less], "last event of 420107"),
+        ([*found[:5], *found[6:-1], one_less], "420107 was withheld: number 5 is due"),
+        ([*found[:-2], one_less], "number 18 is due, and .*the last line follows"),
+        ([claims, *found[1:-2], one_less], "number 18 is due"),
         ([claims.replace(b'"n":18', b'"n":17'), *found[1:-2], one_less], "checkpoint"),
+        ([headless(found[0]), *found[1:-2], one_less], "heads.420107|heads.000000"),
+        ([headless(found[0], {QINGSHAN: None, HUB: None}), *found[1:-2], one_less], "heads.420107"),
     ):
         with pytest.raises(IncompleteError, match=says):
             received(broken)

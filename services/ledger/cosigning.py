@@ -176,6 +176,9 @@ class Cosigning:
     def _size(self) -> int:
         return Checkpoint.parse(self.newest.body).size if self.newest else 0
 
+    def _known(self) -> int:
+        return max(self._size(), self.ahead.size if self.ahead else 0)
+
     async def holds(self, text: str) -> int:
         """
         What a witness says it holds, by the checkpoint itself: the log's signature under it is what makes it count.
@@ -188,11 +191,11 @@ class Cosigning:
         held = Checkpoint.parse(note.body)
         if held.origin != self.origin or not note.verified(self._keys()):
             raise NoteError("not a checkpoint that this log has signed")
-        if held.size <= max(self._size(), self.ahead.size if self.ahead else 0):
+        if held.size <= self._known():
             return held.size
         kept = await self._kept(held.size)
         # While we looked it may have been announced.
-        if held.size > self._size() and (kept is None or kept.body != note.body):
+        if held.size > self._known() and (kept is None or kept.body != note.body):
             logger().error("witness_ahead", log=self.origin, holds=held.size, signed=self._size())
             self.ahead = held
         return held.size
@@ -261,10 +264,11 @@ class Cosigning:
                     REFUSED.labels(name, str(status)).inc()
                     said = said.strip()
                     if status == 409 and said.isascii() and said.isdecimal() and int(said) != held:
-                        held = int(said)  # it knows better what it holds
-                        if held > self._size():
+                        holds = int(said)  # it knows better, and shows it where that is more than was signed
+                        if holds > self._size():
                             _, shown = await _exchange(client, "GET", f"{url}/{origin_hash(self.origin)}/checkpoint")
-                            await self.holds(shown)
+                            holds = await self.holds(shown)
+                        held = holds
                         await asyncio.sleep(CORRECTED_S)
                         continue
                     raise NoteError(f"{status}: {said[:200]}")

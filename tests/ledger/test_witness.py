@@ -365,6 +365,7 @@ async def test_an_instance_that_lags_alarms_nobody_and_takes_what_is_for_the_oth
     "answer",
     [
         pytest.param((409, b"9" * 5000), id="digits"),
+        pytest.param((409, b"200\n"), id="more, and does not show it"),
         pytest.param((200, b"x" * 100_000), id="long"),
         pytest.param((200, b"\xff nonsense"), id="bytes"),
     ],
@@ -387,7 +388,7 @@ async def test_a_witness_that_answers_nonsense_is_asked_again(answer: tuple[int,
         async with running(made):
             await made.announce(signed(100))
             await until(lambda: made.cosigned)
-    assert asks == 2
+    assert asks > 1
 
 
 async def test_cosignatures_are_found_again_after_a_restart() -> None:

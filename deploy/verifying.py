@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,7 @@ NAMES = {
     "inclusion": "逐条包含 / each leaf in the tree",
     "checkpoint": "检查点 / checkpoint",
     "others' checkpoints": "他方检查点 / others' checkpoints",
+    "tail": "末尾 / the tail",
 }
 
 
@@ -120,8 +122,10 @@ def said(report: "Report") -> list[str]:
     if report.checkpoint is not None:
         lines.append(f"检查点 / checkpoint {report.checkpoint.size}  {document['checkpoint']['root']}")
     if report.witnessed is not None:
-        size, names = report.witnessed
-        lines.append(f"会签 / witnessed    {size}  {' '.join(names) or '–'}")
+        size, names, at = report.witnessed
+        when = f"  {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}" if at else ""
+        lines.append(f"会签 / witnessed    {size}  {' '.join(names) or '–'}{when}")
+    lines += [f"接续 / by rotation  {key}" for key in report.chained]
     lines += [f"  ✓ {NAMES[name]}" for name in dict.fromkeys(report.checked)]
     lines += [f"  – {NAMES[name]}：未核对 / not looked at（{why}）" for name, why in report.unchecked.items()]
     for finding in report.findings.listed[:SHOWN_MAX]:
@@ -196,9 +200,14 @@ async def _online(
             await store.ping()
             log = trust.logs[0].name if trust.logs else None
             anchors: list[Anchor] = _witnesses(witnesses, trust, log)
-            if bus and log and (held := await auditing.held(bus, log)):
-                anchors.append(held)
+            shown, silent = _urls(trust, log)
+            held = await auditing.held(bus, log) if bus and log else None
+            anchors += [*shown, *([held] if held else [])]
             report, audit = await auditing.audit_store(store, trust, log=log, anchors=anchors, form=form, progress=show)
+            if silent:
+                report.unchecked["others' checkpoints"] = "; ".join(silent)
+            if bus and log and held is None and report.checkpoint is not None:
+                report.findings.say("unheld", None, "KV CHECKPOINTS", report.checkpoint.size)
             if projections:
                 await auditing.audit_projection(store, audit, report, show)
             else:
@@ -221,7 +230,7 @@ async def _online(
         report.unchecked["signatures"] = (
             "公钥取自这个账本自己，请用 --vkey 给出您的 / the key is what this very ledger names: give yours with --vkey"
         )
-        report.checked.remove("signatures")
+        report.checked = [name for name in report.checked if name != "signatures"]
     return report
 
 
@@ -267,6 +276,18 @@ def _witnesses(given: list[str], trust: "Policy", log: str | None) -> "list[Anch
                 Said("请核对地址或文件", "check the address or the file"),
             ) from None
     return anchors
+
+
+def _urls(trust: "Policy", log: str | None) -> "tuple[list[Anchor], list[str]]":
+    """What the witnesses hold that the policy has an address of; and which of them did not say."""
+    anchors: list[Anchor] = []
+    silent: list[str] = []
+    for name, url in trust.urls.items() if log else ():
+        try:
+            anchors += _witnesses([url], trust, log)
+        except SetupError as why:
+            silent.append(f"{name}: {str(why).splitlines()[0]}")
+    return anchors, silent
 
 
 def _origin_of(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
@@ -20,19 +20,20 @@ from services.ledger import cases, leaves, projecting
 from services.ledger.checkpoints import BUCKET, subject_of
 from services.ledger.findings import Findings, plain
 from services.ledger.leaves import CONFLICT, DUP, EVENT, REJECT, read, recorded_ns, recorded_text
-from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Signature
+from services.ledger.notes import LOG, Checkpoint, Note, NoteError, Policy, Signature, Verifier
 from services.ledger.store import Selection, Store
 from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH
 from services.ledger.verifying import Audit
 from shared.bus import Bus, Delivery, StreamState
 from shared.envelope import canonical, opened
 from shared.errors import PaidanError
-from shared.facts import CATALOGUE
+from shared.facts import CATALOGUE, HUB, LedgerKeyRotated
 
 BATCH = 4096
 """Leaves at a time: a multiple of a tile."""
 CASES_BATCH = 500
 NO_KEY = "没有给出公钥 / no key of the log was given (--vkey, --policy)"
+NO_ANCHOR = "只有数据库自己的；末尾连同其检查点被截去看不出来 / the database's own alone: an end that was cut off with its checkpoints is not seen (--witness)"
 NO_POLICY = "没有给出 --policy / no --policy was given"
 SAMPLES = 50
 """Events that are compared with the stream, evenly spread."""
@@ -70,6 +71,22 @@ class Stream(Protocol):
         """The first behind a sequence."""
 
 
+class Link(NamedTuple):
+    """A rotation on record (`ledger.key_rotated`), by the index of its leaf: the key `new` follows the key `old`."""
+
+    leaf: int
+    old: Verifier
+    new: Verifier
+
+
+class Witnessed(NamedTuple):
+    """The newest checkpoint that satisfies the policy: its size, whose names are under it, and when (s since 1970) the last of them signed."""
+
+    size: int
+    by: list[str]
+    at: int
+
+
 @dataclass
 class Report:
     """
@@ -77,7 +94,8 @@ class Report:
 
     Attributes:
         checkpoint: the newest one whose signature held; None without one.
-        witnessed: size and witnesses of the newest that satisfies the policy.
+        witnessed: the newest that satisfies the policy.
+        chained: keys that were not given and follow, by rotations on record, from those that were.
         question: which leaves of the log a replay says to be, with the areas that an ended agreement closed; None of a whole log.
         checked, unchecked: by name; of what was not looked at, why.
     """
@@ -88,7 +106,8 @@ class Report:
     kinds: dict[str, int] = field(default_factory=dict)
     scopes: dict[str, int] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
-    witnessed: tuple[int, list[str]] | None = None
+    witnessed: Witnessed | None = None
+    chained: list[str] = field(default_factory=list)
     question: dict[str, Any] | None = None
     checked: list[str] = field(default_factory=list)
     unchecked: dict[str, str] = field(default_factory=dict)
@@ -110,7 +129,8 @@ class Report:
             "kinds": self.kinds,
             "districts": self.scopes,
             "checkpoint": self.checkpoint and {"size": self.checkpoint.size, "root": plain(self.checkpoint.root)},
-            "witnessed": self.witnessed and {"size": self.witnessed[0], "by": self.witnessed[1]},
+            "witnessed": self.witnessed and self.witnessed._asdict(),
+            "chained": self.chained,
             "question": self.question,
             "checked": self.checked,
             "unchecked": self.unchecked,
@@ -145,21 +165,81 @@ def believed(text: str, log: str, trust: Policy, findings: Findings, *, size: in
     return checkpoint
 
 
-def cosigned(size: int, text: str, lines: Iterable[str], trust: Policy, findings: Findings) -> list[str]:
+def cosigned(size: int, text: str, lines: Iterable[str], trust: Policy, findings: Findings) -> Witnessed:
     """Who of the policy's witnesses has cosigned a checkpoint, by their names in it; wrong lines are findings."""
-    names = []
+    at = dict[str, int]()
     try:
         body = Note.parse(text).body
     except NoteError:
-        return []  # said of the checkpoint itself
+        return Witnessed(size, [], 0)  # said of the checkpoint itself
     for line in lines:
         try:
             signature = Signature.parse(line)
             signed = Note(body, (signature,)).verified(trust.witnesses.values())
-            names += [name for name, key in trust.witnesses.items() if key in signed]
+            at |= {name: signed[key] or 0 for name, key in trust.witnesses.items() if key in signed}
         except NoteError as why:
             findings.say("cosignature", size, line.split(" ")[1] if " " in line else line[:80], None, str(why))
-    return sorted(set(names))
+    return Witnessed(size, sorted(at), max(at.values(), default=0))
+
+
+async def links(store: Store, log: str) -> list[Link]:
+    """Every rotation of a log's key on record, oldest first; what cannot be read is none."""
+    found = []
+    asked = Selection(district=HUB, types=(LedgerKeyRotated.type(),), kinds=(EVENT,))
+    async for chunk in store.chunks(asked, 0, 2**53, None, CHUNK):
+        for index, data in chunk:
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError, AttributeError, NoteError):
+                said = orjson.loads(data)["event"]["data"]
+                link = Link(index, Verifier.parse(said["old"]), Verifier.parse(said["new"]))
+                if (link.old.name, link.old.type, link.new.name, link.new.type) == (log, LOG, log, LOG):
+                    found.append(link)
+    return found
+
+
+class Chain:
+    """
+    The keys that follow, by rotations on record, from those that are trusted.
+
+    A checkpoint of any of them is looked at; a key counts once a checkpoint signed by a key that counted before covers the leaf that
+    names both. So who holds an old key accepts its successors, and who holds the present one those that it followed. A key that was
+    followed says nothing about what is newer than all that its successors signed: it may be the one that was stolen.
+    """
+
+    def __init__(self, trusted: Sequence[Verifier], rotations: Sequence[Link]) -> None:
+        self._trusted, self._links, self._covered = tuple(trusted), rotations, dict[Verifier, int]()
+        keys = {*trusted}
+        while more := {key for _, *pair in rotations if keys & {*pair} for key in pair} - keys:
+            keys |= more
+        self._others = tuple(key for key in keys if key not in trusted)
+
+    def widened(self, trust: Policy) -> Policy:
+        """The policy with all of these keys."""
+        return replace(trust, logs=(*self._trusted, *self._others))
+
+    def signed(self, note: str, checkpoint: Checkpoint) -> None:
+        """A checkpoint that is believed for now: by whom."""
+        for key in Note.parse(note).verified((*self._trusted, *self._others)) if self._others else ():
+            self._covered[key] = max(self._covered.get(key, 0), checkpoint.size)
+
+    def end(self, report: Report) -> None:
+        """All checkpoints were seen: those keys that count are named, the others that signed are found."""
+        counts = {*self._trusted}
+        while more := {key for link in self._links if self._holds(link, counts) for key in link[1:]} - counts:
+            counts |= more
+        for key in sorted(self._others, key=lambda key: key.text):
+            if key in counts:
+                report.chained.append(key.text)
+            elif key in self._covered:
+                report.findings.say("key", None, key.text)
+        followed = {link.old for link in self._links if link.new in counts and link.new in self._covered}
+        present = [self._covered.get(key, 0) for key in counts - followed]
+        for key in sorted(followed & counts, key=lambda key: key.text) if present else ():
+            if (size := self._covered.get(key, 0)) > max(present):
+                report.findings.say("signature", size, "note", None, f"by a key that was replaced: {key.text}")
+
+    def _holds(self, link: Link, counts: set[Verifier]) -> bool:
+        covered = max((self._covered.get(key, 0) for key in counts), default=0)
+        return link.leaf < covered and not counts.isdisjoint(link[1:])
 
 
 async def held(bus: Bus, log: str) -> Anchor | None:
@@ -193,8 +273,16 @@ async def audit_store(
     log = log or (trust.logs[0].name if trust.logs else await _origin(store))
     audit = Audit(log, canonical=form, fields=store)
     report = Report(log, findings=audit.findings)
+    chain = Chain(trust.logs, await links(store, log) if trust.logs else ())
+    trust = chain.widened(trust)
+
+    def believe(text: str, size: int | None = None) -> Checkpoint | None:
+        if (checkpoint := believed(text, log, trust, report.findings, size=size)) is not None:
+            chain.signed(text, checkpoint)
+        return checkpoint
+
     for where, text in anchors:
-        if (checkpoint := believed(text, log, trust, report.findings)) is not None:
+        if (checkpoint := believe(text)) is not None:
             audit.anchor(where, checkpoint)
     if not size and newest is None and not anchors:
         raise NothingToAuditError(f"the database holds no leaf of {log}")
@@ -207,7 +295,7 @@ async def audit_store(
             at = min(size, at + BATCH)
             if at < size:
                 reading = asyncio.create_task(_stretch(store, at, min(size, at + BATCH)))
-            held = [believed(text, log, trust, report.findings, size=each) for each, text in notes]
+            held = [believe(text, each) for each, text in notes]
             audit.expect(filter(None, held), tiles, due)
             report.checkpoint = next(filter(None, reversed(held)), report.checkpoint)
             audit.take(documents)
@@ -217,9 +305,9 @@ async def audit_store(
     finally:
         reading.cancel()
     if newest and newest.size > size:
-        held = [believed(newest.note, log, trust, report.findings, size=newest.size)]
-        audit.expect(filter(None, held))
+        audit.expect(filter(None, [believe(newest.note, newest.size)]))
     audit.end()
+    chain.end(report)
     report.leaves, report.root = audit.size, audit.growth.root()
     report.kinds = {kind: many for kind, many in sorted(audit.kinds.items()) if many}
     report.scopes = {district: n for district, (n, _) in sorted(audit.scopes.items())}
@@ -228,6 +316,12 @@ async def audit_store(
         report.unchecked["checkpoints"] = "尚未签过 / none was signed"
     else:
         report.checked.append("checkpoints")
+        if (behind := size - newest.size) > 0:
+            report.unchecked["tail"] = (
+                f"最后的检查点之后的 {behind} 片叶子 / {behind} leaves behind the last checkpoint"
+            )
+    if not anchors:
+        report.unchecked["others' checkpoints"] = NO_ANCHOR
     await _signatures(store, trust, report, newest is not None)
     await _raws(store, audit, report)
     return report, audit
@@ -264,12 +358,12 @@ async def _signatures(store: Store, trust: Policy, report: Report, signed: bool)
     if not trust.witnesses:
         report.unchecked["witnesses"] = NO_POLICY
         return
-    best: tuple[int, list[str]] | None = None
+    best: Witnessed | None = None
     seen = report.checkpoint.size if report.checkpoint else 0  # one that came since is of leaves that were not audited
     async for size, note, lines in store.cosigned():
-        names = cosigned(size, note, [line for _, line in lines], trust, report.findings)
-        if note and trust.satisfied(names) and (best[0] if best else -1) < size <= seen:
-            best = size, names
+        found = cosigned(size, note, [line for _, line in lines], trust, report.findings)
+        if note and trust.satisfied(found.by) and (best.size if best else -1) < size <= seen:
+            best = found
     report.witnessed = best
     report.checked.append("witnesses")
     if best is None and trust.quorum is not None:

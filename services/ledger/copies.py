@@ -247,10 +247,9 @@ def _believed(text: str, report: Report, trust: Policy) -> Checkpoint | None:
         report.unchecked["signatures"] = NO_KEY
     if trust.witnesses and checkpoint is not None:
         lines = [signature.line for signature in Note.parse(text).signatures]
-        names = cosigned(checkpoint.size, text, lines, trust, report.findings)
-        report.witnessed = checkpoint.size, names
+        report.witnessed = cosigned(checkpoint.size, text, lines, trust, report.findings)
         report.checked.append("witnesses")
-        if not trust.satisfied(names):
+        if not trust.satisfied(report.witnessed.by):
             report.findings.say("unwitnessed", checkpoint.size, str(trust.quorum))
     elif not trust.witnesses:
         report.unchecked["witnesses"] = NO_POLICY

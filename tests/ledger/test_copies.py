@@ -127,7 +127,7 @@ def test_honest_copies_are_found_to_be_so(held: Copies, tmp_path: Path) -> None:
     size = len(held.whole) - 2
     whole = copies.audit_replay(held.whole, TRUST, anchors=[Anchor("witness", held.note)])
     assert (codes(whole), whole.unchecked, whole.leaves, whole.kinds["heads"]) == ([], {}, size, 9)
-    assert whole.witnessed == (size, ["a", "b"])
+    assert whole.witnessed == (size, ["a", "b"], 1_800_000_000)
     for each in (held.of_one, held.with_tiles):
         report = copies.audit_replay(each, TRUST)
         assert (codes(report), report.unchecked, report.leaves) == ([], {}, 180)

@@ -7,6 +7,7 @@ One small log with every kind of leaf is written by the real ingest and signed; 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_of
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -23,12 +24,15 @@ from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
 from services.ledger import auditing, notes
 from services.ledger.auditing import Anchor, Report
-from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, Policy
+from services.ledger.checkpoints import Keys
+from services.ledger.notes import COSIGNATURE, LOG, Checkpoint, Key, Note, Policy
 from services.ledger.store import Store
 from services.ledger.tree import leaf_hash
 from shared import streams
 from shared.bus import Bus
-from tests.ledger.conftest import Bench
+from shared.envelope import Envelope
+from shared.facts import HUB, NOWHERE, LedgerKeyRotated
+from tests.ledger.conftest import ORIGIN, Bench
 from tests.ledger.examples import QINGSHAN, WUCHANG, life, message, request_id, submitted
 
 Data = pymongo.database.Database[dict[str, Any]]
@@ -161,7 +165,7 @@ def test_nothing_is_found_in_a_log_that_nobody_touched(log: Log) -> None:
     assert found(report) == []
     assert report.kinds == {"conflict": 1, "dup": 1, "event": SIZE - 3, "reject": 1}
     assert (report.leaves, report.checkpoint and report.checkpoint.size) == (SIZE, SIZE)
-    assert report.witnessed == (SIZE, ["a", "b"])
+    assert report.witnessed == (SIZE, ["a", "b"], 1_800_000_000)
     assert report.unchecked == {}
     assert {*report.checked} >= {"leaves", "indexes", "signatures", "witnesses", "rejects", "projections", "tiles"}
 
@@ -350,6 +354,14 @@ def test_an_old_copy_of_the_database_is_behind_what_the_bus_holds(log: Log, data
     assert found(log.audit()) == [("truncated", SIZE, "KV CHECKPOINTS")]
 
 
+def test_leaves_that_no_checkpoint_covers_yet_are_said_to_be_so(log: Log, data: Data) -> None:
+    data["checkpoints"].delete_one({"_id": SIZE})
+    data["cosigs"].delete_many({"size": SIZE})
+    report = log.audit()
+    assert found(report) == []
+    assert report.unchecked == {"tail": "最后的检查点之后的 57 片叶子 / 57 leaves behind the last checkpoint"}
+
+
 def test_another_history_than_the_witness_saw_is_found_by_both_notes(log: Log) -> None:
     """The log's own key signs for the witness what it does not serve to the auditor."""
     elsewhere = notes.checkpoint(log.key.name, 600, ROOT, ROOT)
@@ -368,6 +380,69 @@ def test_a_stolen_key_alone_satisfies_nobody(log: Log, data: Data) -> None:
     line = thief.sign(body, 1_800_000_000).line
     data["cosigs"].insert_one({"_id": f"{SIZE}/x", "size": SIZE, "witness": "witness.a.test", "line": line})
     assert found(log.audit()) == [("unwitnessed", SIZE, "most")]
+
+
+def rotation(n: int, old: Key, new: Key) -> tuple[str, bytes]:
+    moment = submitted(n).time
+    fact = LedgerKeyRotated(old=old.verifier.text, new=new.verifier.text, from_size=n, until=moment, why="a test")
+    return message(Envelope(f"rotation-{n}", HUB, NOWHERE, moment, fact, HUB, actor="admin:x"))
+
+
+async def test_keys_that_follow_each_other_on_record_are_one_log(bench: Bench, tmp_path: Path) -> None:
+    """Two rotations: whoever holds any of the three keys can audit all of it; what the record does not cover is no key."""
+    keys = [Key(ORIGIN, LOG, bytes([n]) * 32) for n in (1, 2, 3)]
+    file, grown = tmp_path / "ledger_signing_key", bench.tree()
+    bench.ingest(tree=grown)
+    signer = replace_of(bench.signer(grown), keys=Keys(ORIGIN, file))
+
+    async def sign(size: int, now: int, old: int | None = None, until: str = "2000-01-01T00:00:00Z") -> None:
+        file.write_text(keys[now].seed.hex())
+        if old is not None:
+            file.with_name(f"{file.name}_old").write_text(f"{keys[old].seed.hex()} {until}")
+        await bench.publish(rotation(size, keys[now], keys[now + 1]) if size in (3, 6) else message(submitted(size)))
+        await bench.leaves(size)
+        async with asyncio.timeout(20):
+            while grown.size < size:
+                await asyncio.sleep(0.01)
+        await signer.step()
+        assert signer.size == size, signer.refusal
+
+    await sign(1, 0)
+    await sign(2, 0)
+    await sign(3, 0)
+    await sign(4, 1, 0, "2100-01-01T00:00:00Z")  # both
+    await sign(5, 1, 0)
+    await sign(6, 1, 0)
+    await sign(7, 2, 1)
+    await bench.stop()
+
+    async def audited(*trusted: Key) -> Report:
+        policy = Policy(tuple(key.verifier for key in trusted))
+        return (await auditing.audit_store(bench.store, policy))[0]
+
+    vkeys = [key.verifier.text for key in keys]
+    for n, key in enumerate(keys):
+        report = await audited(key)
+        assert found(report) == [], n
+        assert sorted(report.chained) == sorted({*vkeys} - {vkeys[n]})
+        assert report.checkpoint is not None
+        assert report.checkpoint.size == 7
+    assert (await audited(*keys)).chained == []
+    assert {code for code, _, _ in found(await audited(Key.make(ORIGIN)))} == {"signature"}
+    with pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri) as client:
+        checkpoints = client[bench.database]["checkpoints"]
+        last = checkpoints.find_one({"_id": 7})
+        assert last
+        body = Note.parse(last["note"]).body
+        # Whoever has a key that was replaced signs what is newer than all that its successors signed.
+        checkpoints.update_one({"_id": 7}, {"$set": {"note": Note(body).signed([keys[1].sign(body)]).text}})
+        assert found(await audited(keys[0])) == found(await audited(keys[1])) == []
+        checkpoints.update_one({"_id": 7}, {"$set": {"note": Note(body).signed([keys[0].sign(body)]).text}})
+        assert found(await audited(keys[1])) == [("signature", 7, "note")]
+        checkpoints.update_one({"_id": 7}, {"$set": {"note": last["note"]}})
+        # The rotation is under no checkpoint of the key that was given: anybody could have written it.
+        checkpoints.delete_many({"_id": {"$in": [3, 4]}})
+        assert found(await audited(keys[0])) == [("key", None, vkeys[1]), ("key", None, vkeys[2])]
 
 
 async def test_the_stream_is_asked_whether_gaps_are_gaps_and_samples_the_same(bench: Bench) -> None:
@@ -471,6 +546,7 @@ def test_the_command_says_what_it_found_and_what_it_could_not_look_at(log: Log, 
     where = ["--mongodb", log.mongo.admin_uri, "--database", log.database]
     code, said = run(*where, "--vkey", log.key.verifier.text)
     assert (code, said.splitlines()[-1]) == (0, "无误 / nothing is wrong"), said
+    assert "他方检查点 / others' checkpoints：未核对" in said
     assert "未核对 / not looked at（没有给出 --policy / no --policy was given）" in said
     set_fields(302, ar="another")(data, log)
     code, said = run(*where, "--json", "--no-projections", "--vkey", log.key.verifier.text)

@@ -265,7 +265,10 @@ def summed_up(received: "Received") -> str:
         return f"{counted}，与检查点的根一致 / they give the root of checkpoint {received.size}"
     if received.header["checkpoint"] is None:
         return f"{counted}，账本大小 {received.size}，无签名 / size {received.size}, not signed"
-    return f"{counted}，截至检查点 {received.size} / as of checkpoint {received.size}"
+    counted = f"{counted}，截至检查点 {received.size} / as of checkpoint {received.size}"
+    if (why := received.unproved) is None:
+        return f"{counted}，无扣留 / nothing withheld"
+    return f"{counted}，未证明无扣留：{why.zh} / not proved that nothing is withheld: {why.en}"
 
 
 class Teller:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from services.ledger.notes import Policy
 
 SHOWN_MAX = 20
+CHUNK_BYTES = 64 * 1024
 NAMES = {
     "leaves": "叶子哈希与根 / leaf hashes and root",
     "order": "次序与流序号 / order and the stream's numbers",
@@ -60,7 +61,10 @@ def verify(
     url: Annotated[str | None, typer.Option(help="账本服务地址，须 --token-file / a ledger over HTTP")] = None,
     token_file: Annotated[Path | None, typer.Option(help="令牌文件 / the auditor's token")] = None,
     district: Annotated[
-        str | None, typer.Option(help="配合 --url：只核对一个区 / with --url: one district, each leaf with its proof")
+        str | None,
+        typer.Option(
+            help="配合 --url：只核对一个区，该区的审计员须给出 / with --url: one district alone, as its own auditor must"
+        ),
     ] = None,
     vkey: Annotated[list[str] | None, typer.Option(help="账本公钥，可多次 / the log's vkey, repeatable")] = None,
     policy: Annotated[Path | None, typer.Option(help="见证策略文件 / a file in tlog-policy's words")] = None,
@@ -95,7 +99,14 @@ def verify(
         elif file is not None or url is not None:
             with _lines(file, url, token_file, district) as lines:
                 anchors = _witnesses(witness or [], trust, None)
-                report = copies.audit_replay(lines, trust, anchors=anchors, form=form, progress=show.leaves)
+                report = copies.audit_replay(
+                    lines,
+                    trust,
+                    anchors=anchors,
+                    asked=_filter(district) if url else None,
+                    form=form,
+                    progress=show.leaves,
+                )
         else:
             work = _online(data, mongodb, database, trust, witness or [], form=form, projections=projections, show=show)
             report = asyncio.run(work)
@@ -117,6 +128,9 @@ def said(report: "Report") -> list[str]:
     document = report.document()
     many = "，".join(f"{kind} {n}" for kind, n in report.kinds.items())
     lines = [f"账本 / log          {report.log}", f"叶子 / leaves       {report.leaves}（{many}）"]
+    if report.question is not None:
+        parts = {name: " ".join(each) if isinstance(each, list) else each for name, each in report.question.items()}
+        lines.append(f"部分 / part of it    {'，'.join(f'{name} {each}' for name, each in parts.items())}")
     if report.root is not None:
         lines.append(f"根 / root           {document['root']}")
     if report.checkpoint is not None:
@@ -302,13 +316,12 @@ def _lines(
     file: Path | None, url: str | None, token_file: Path | None, district: str | None
 ) -> Iterator[Iterator[bytes]]:
     """The lines of a replay. Raises SetupError."""
+    from services.ledger.receiving import IncompleteError, whole_lines
+
     try:
         if file is not None:
-            if str(file) == "-":
-                yield iter(sys.stdin.buffer)
-                return
-            with file.open("rb") as lines:
-                yield iter(lines)
+            with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as whole:
+                yield whole_lines(iter(lambda: whole.read(CHUNK_BYTES), b""))
             return
         token = token_file.read_text().strip() if token_file else os.environ.get("AUDITOR", "")
         headers = {"Authorization": f"Bearer {token}"}
@@ -320,18 +333,14 @@ def _lines(
 
                 answer.read()
                 raise refused("ledger", answer)
-            yield _split(answer.iter_bytes())
-    except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as why:
+            yield whole_lines(answer.iter_bytes())
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, IncompleteError) as why:
         raise SetupError(
             Said(f"读不到重放：{why}", f"the replay cannot be read ({why or type(why).__name__})"),
             Said("请核对文件、地址与令牌", "check the file, the address and the token"),
         ) from None
 
 
-def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line + b"\n" for line in lines)
-    if rest:
-        yield rest
+def _filter(district: str | None) -> dict[str, object]:
+    """What a header must say to the question of `_lines`."""
+    return {"district": district, "kinds": ["event"]} if district else {}

@@ -173,7 +173,7 @@ class Part:
         if self._checkpoint is None:
             return Why(*NO_CHECKPOINT)
         if not self._counted:
-            return Why("过滤条件使计数有洞", "ordinals have holes under this filter")
+            return Why("这样过滤后，没有计数说明应到何处", "under this filter no count says where it ends")
         if self._since or "to" in self._filter or trailer is None or trailer.get("next") is not None:
             return Why("只是一段，或未到末尾", "it is a range, or does not go to the end")
         if self._districts is None:

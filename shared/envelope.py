@@ -69,8 +69,8 @@ class Envelope:
         fact = self.fact
         names = (self.id, self.case or "")
         others = (self.districts, self.cause or "", self.actor or "", self.traceparent or "")
-        if max(map(len, names)) > ID_CHARS_MAX or max(map(len, others)) > ATTRIBUTE_CHARS_MAX:
-            raise ValueError(f"an attribute of {fact.name} is longer than a fact may have")
+        if max(map(len, names)) > ID_CHARS_MAX or max(map(len, others)) > ATTRIBUTE_CHARS_MAX or self.case == "":
+            raise ValueError(f"an attribute of {fact.name} is longer than a fact may have, or its request is empty")
         event: dict[str, Any] = {
             "data": plain(fact),
             "districts": self.districts,
@@ -163,7 +163,7 @@ def opened(subject: str, event: Any) -> Envelope:
     if (
         envelope.time.tzinfo is None
         or not 0 < len(envelope.id) <= ID_CHARS_MAX
-        or (envelope.case is not None and len(envelope.case) > ID_CHARS_MAX)
+        or (envelope.case is not None and not 0 < len(envelope.case) <= ID_CHARS_MAX)
         or not _are_districts(envelope.districts)
     ):
         raise MalformedError("schema", "envelope: an attribute is not as it should be")

@@ -132,6 +132,7 @@ def test_json_that_is_no_event(data: bytes) -> None:
         {"districts": 420106},
         {"districts": "everybody"},
         {"correlationid": {}},
+        {"correlationid": ""},
         {"causationid": 5},
         {"actor": []},
         {"traceparent": {"a": 1}},

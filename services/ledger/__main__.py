@@ -21,6 +21,7 @@ from services.ledger.leaves import ForeignLogError, Leaf
 from services.ledger.mending import UnsoundError, mend_tiles
 from services.ledger.notes import NoteError, Policy
 from services.ledger.projecting import Projector, RebuildLostError, rebuild
+from services.ledger.recounting import Recount
 from services.ledger.registering import Registry
 from services.ledger.replay import Cursors
 from services.ledger.settings import LedgerSettings
@@ -44,15 +45,16 @@ async def run(settings: LedgerSettings, stop: asyncio.Event) -> None:
     bus = await Bus.connect(settings.nats_url, name="ledger", seed=settings.seed(), ca_file=settings.nats_ca_file)
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
     projector = Projector(store)
-    tree = Tree(store)
+    keys, policy = Keys(settings.origin, settings.signing_key), settings.policy()
+    recount = Recount(bus, store, keys)
+    tree = Tree(store, scopes=recount.scopes)
 
     def stored(batch: Sequence[Leaf]) -> None:
         projector.hand(batch)
         tree.hand(batch)
 
-    ingest = Ingest(bus, store, settings.origin, stored=stored)
+    ingest = Ingest(bus, store, settings.origin, stored=stored, scopes=recount.scopes)
     registry = Registry(bus)
-    keys, policy = Keys(settings.origin, settings.signing_key), settings.policy()
     witnesses = Cosigning(settings.origin, lambda: keys.verifiers, Policy.parse(policy), store, tree.prove)
     signer = Signer(bus, store, tree, keys, witnesses, policy)
     cursors = Cursors(settings.cursor_key())
@@ -104,6 +106,8 @@ async def missing(ledger: Ledger) -> dict[str, str]:
     lacks: dict[str, str] = {}
     if not ledger.ingest.alive:
         lacks["ingest"] = "the loop does not run"
+    elif ledger.ingest.refusal is not None:
+        lacks["ingest"] = str(ledger.ingest.refusal)
     elif ledger.ingest.prefix is None:
         lacks["ingest"] = "the tail is not known yet"
     if not ledger.registry.sharing.loaded:

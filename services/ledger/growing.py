@@ -8,16 +8,17 @@ leaves behind them; where a tile is missing it begins from the first leaf, and s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import orjson
 
 from services.ledger import heads, leaves, tree
 from services.ledger.handing import Handed
+from services.ledger.heads import Scopes, UncountedError
 from services.ledger.ingesting import ALARMS
 from services.ledger.leaves import Leaf
-from services.ledger.store import Selection, StoreUnavailableError
+from services.ledger.store import Selection
 from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH, Tile, Tiles
 from shared.errors import UnavailableError
 from shared.telemetry import logger
@@ -66,8 +67,10 @@ class Tree:
         missing: the first index that the log has no leaf for though it has later ones; None where it is dense.
     """
 
-    def __init__(self, store: Log) -> None:
+    def __init__(self, store: Log, *, scopes: Callable[[int], Awaitable[Scopes]] | None = None) -> None:
+        """`scopes` gives the events per district below an index; None: as the store has it."""
         self._store = store
+        self._recount = scopes or store.scopes
         self._handed = Handed()
         self._known = False
         self._unsaved: dict[Tile, bytes] = {}
@@ -111,7 +114,7 @@ class Tree:
                     quiet = False
                 except TimeoutError:
                     await self._save()  # nothing was handed over: perhaps another instance writes
-            except StoreUnavailableError as why:
+            except (UncountedError, UnavailableError) as why:
                 logger().warning("tree_waits", why=str(why))
                 self._known = False
                 if stop.is_set():
@@ -178,8 +181,7 @@ class Tree:
         self._unsaved.update(self._tiles.append([leaf.hash for leaf in batch]))
         scopes = self._scopes
         for leaf in batch:
-            for district in leaf.districts:
-                scopes[district] = (scopes[district][0] + 1 if district in scopes else 1), leaf.index
+            heads.count(scopes, leaf.index, leaf.districts)
         newest = next(filter(None, (leaves.timely_ns(leaf.data) for leaf in reversed(batch))), 0)
         self._newest_ns = max(self._newest_ns, newest)
 
@@ -212,12 +214,14 @@ class Tree:
     async def _recover(self) -> None:
         """Take it up again from the store: the tiles that are there, then (`_step`) the leaves behind them."""
         self._handed.clear()
-        full = await self._full(await self._store.size() // TILE_WIDTH)
+        size = await self._store.size()
+        await self._recount(size)  # where this raises, nothing is to be signed, whatever the tiles give
+        full = await self._full(size // TILE_WIDTH)
         tiles = await self._resumed(full) or Tiles()
         scopes: dict[str, tuple[int, int]] = {}
         newest_ns = 0
         if tiles.size:
-            scopes = await self._store.scopes(tiles.size)
+            scopes.update(await self._recount(tiles.size))
             _, newest_ns = await self._store.tail(tiles.size)
         self._start(tiles, scopes, newest_ns)
         self._known = True

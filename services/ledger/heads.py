@@ -8,14 +8,19 @@ in its leaves run from 1 to the head's `n`, and the last leaf is the head's `las
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from services.ledger import tree
 from shared.envelope import canonical
+from shared.errors import PaidanError
 
 Scopes = Mapping[str, tuple[int, int]]
 """District → its last event's ordinal and that leaf's index."""
+
+
+class UncountedError(PaidanError):
+    """The store has other counts than were signed: whoever went on from them would write and sign wrong ordinals for ever."""
 
 
 class Path(NamedTuple):
@@ -32,6 +37,12 @@ class Path(NamedTuple):
 def head(district: str, n: int, last: int) -> bytes:
     """The leaf of one district."""
     return canonical({"d": district, "last": last, "n": n})
+
+
+def count(scopes: dict[str, tuple[int, int]], index: int, districts: Iterable[str]) -> None:
+    """One more event of these districts, in this leaf."""
+    for district in districts:
+        scopes[district] = (scopes[district][0] + 1 if district in scopes else 1), index
 
 
 def root(scopes: Scopes) -> bytes:

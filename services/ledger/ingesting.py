@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
@@ -19,6 +19,7 @@ import orjson
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.ledger import leaves
+from services.ledger.heads import Scopes, UncountedError
 from services.ledger.leaves import First, Leaf, Prefix, Read
 from services.ledger.store import CollisionError
 from shared.bus import Delivery, Stored, StreamState
@@ -29,6 +30,8 @@ EVERYTHING = "evt.>"
 BATCH_MAX = 1000
 CASES_KEPT_MAX = 100_000
 """Requests whose ordinals are remembered; others are looked up, all of a batch at once."""
+UNCOUNTED_S = 5.0
+"""How long until it looks again whether what is indexed is what was signed."""
 CAREFUL_FOR = 20_000
 """After a repeated event id, so many sequences on every id is looked up first: repeats come in crowds (a restored stream)."""
 
@@ -97,18 +100,33 @@ class Ingest:
     Attributes:
         prefix: where the log ends, as far as this writer knows; None until it has read the tail.
         alive: whether the loop runs.
+        refusal: why nothing is written; None where all is well.
     """
 
-    def __init__(self, bus: Source, store: Log, origin: str, *, stored: Callable[[Sequence[Leaf]], None]) -> None:
-        """`stored` is told what was appended, right after."""
+    def __init__(
+        self,
+        bus: Source,
+        store: Log,
+        origin: str,
+        *,
+        stored: Callable[[Sequence[Leaf]], None],
+        scopes: Callable[[int], Awaitable[Scopes]] | None = None,
+    ) -> None:
+        """
+        Args:
+            stored: is told what was appended, right after.
+            scopes: events per district below an index; None: as the store has it.
+        """
         self._bus = bus
         self._store = store
         self._origin = origin
         self._stored = stored
+        self._scopes = scopes or store.scopes
         self._careful_until = 0
         self._prepared = False
         self.prefix: Prefix | None = None
         self.alive = False
+        self.refusal: UncountedError | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """
@@ -130,6 +148,12 @@ class Ingest:
                         # Both would write the same, so let the other one write, and look again a little later.
                         logger().info("lost_a_race", why=str(why))
                         await _pause(random.uniform(0.1, 0.4), stop)  # noqa: S311 - spreads two writers, no secret
+                except UncountedError as why:
+                    if self.refusal is None:
+                        ALARMS.labels("index").inc()
+                        logger().error("ledger_index_differs", why=str(why))
+                    self.refusal = why
+                    await _pause(UNCOUNTED_S, stop)
                 except (UnavailableError, BusError) as why:
                     failures += 1
                     delay = min(5.0, 0.1 * 2 ** min(failures, 6))
@@ -151,7 +175,7 @@ class Ingest:
                 if reader.opened > opened:
                     # A new consumer may be one of another stream: nothing it brought is written before we know.
                     opened = reader.opened
-                    if await self._another(prefix):
+                    if opened > 1 or await self._another(prefix):
                         return
                 if deliveries:
                     batch = await self._make(prefix, deliveries)
@@ -175,8 +199,10 @@ class Ingest:
             await self._store.prepare()
             self._prepared = True
         tail, newest_ns = await self._store.tail()
-        self.prefix = leaves.resume(self._origin, tail, newest_ns, await self._store.scopes())
-        return self.prefix
+        prefix = leaves.resume(self._origin, tail, newest_ns, {})
+        prefix.scopes.update(await self._scopes(prefix.size))
+        self.prefix, self.refusal = prefix, None
+        return prefix
 
     async def _make(self, prefix: Prefix, deliveries: Sequence[Delivery]) -> list[Leaf]:
         """The next leaves; asks the store for what the prefix does not hold of these messages' requests and ids."""
@@ -184,10 +210,10 @@ class Ingest:
         for n in range(0, len(deliveries), 200):
             messages += map(leaves.read, deliveries[n : n + 200])
             await asyncio.sleep(0)  # let those who wait for an answer have their turn
-        new = {message.case for message in messages if message.case is not None} - prefix.cases.keys()
+        new = [*({message.case for message in messages if message.case is not None} - prefix.cases.keys())]
         if new:
-            counts = await self._store.case_counts(list(filter(None, new)))
-            prefix.cases.update({case: counts.get(case, 0) for case in filter(None, new)})
+            counts = await self._store.case_counts(new)
+            prefix.cases.update({case: counts.get(case, 0) for case in new})
         known: dict[str, First] = {}
         if deliveries[0].sequence <= self._careful_until:
             known = await self._store.known([message.envelope.id for message in messages if message.envelope])

@@ -24,12 +24,14 @@ from pymongo.read_concern import ReadConcern
 
 from services.ledger import leaves
 from services.ledger.cases import Case
+from services.ledger.heads import UncountedError
 from services.ledger.leaves import First, Leaf
 from services.ledger.tree import Tile
 from shared.errors import PaidanError, UnavailableError
 from shared.facts import HUB
 
 DEADLINE_S = 10.0
+LATE_DEADLINE_S, LATE_BATCH = 300.0, 2000
 DUPLICATE_KEY = 11000
 CURSOR_MAX = 100_000
 RARE = [kind for kind in leaves.KINDS if kind != leaves.EVENT]
@@ -229,14 +231,19 @@ class Store:
 
     async def tail(self, below: int | None = None) -> tuple[bytes | None, int]:
         """The last leaf (below an index), and `recorded` (ns) of the last that is not late."""
-        by = {} if below is None else {"_id": {"$lt": below}}
-        with _asking():
-            last: bytes | None = None
-            async for found in self._events.find(by, {"b": 1}).sort("_id", DESCENDING).batch_size(2):
-                last = last or found["b"]
+        last = await self._last({}, below)
+        if last is None:
+            return None, 0
+        leaf: bytes = last["b"]
+        if (newest_ns := leaves.timely_ns(leaf)) is not None:
+            return leaf, newest_ns
+        # A clock that was ahead leaves many late ones behind, and only their bytes say so.
+        with _asking(LATE_DEADLINE_S):
+            late = self._events.find({"_id": {"$lt": last["_id"]}}, {"b": 1}).sort("_id", DESCENDING)
+            async for found in late.batch_size(LATE_BATCH):
                 if (newest_ns := leaves.timely_ns(found["b"])) is not None:
-                    return last, newest_ns
-            return last, 0
+                    return leaf, newest_ns
+            return leaf, 0
 
     async def size(self) -> int:
         """How many leaves there are."""
@@ -259,12 +266,14 @@ class Store:
         return found_of
 
     async def head(self, district: str, *, below: int | None = None) -> tuple[int, int] | None:
-        """The ordinal and the index of a district's last event below an index."""
+        """The ordinal and the index of a district's last event below an index. Raises UncountedError."""
         found = await self._last({"ds": district}, below)
         if found is None:
             return None
-        scopes = orjson.loads(found["b"])["scopes"]
-        return next(scope["n"] for scope in scopes if scope["d"] == district), found["_id"]
+        for scope in orjson.loads(found["b"]).get("scopes", ()):
+            if scope["d"] == district:
+                return scope["n"], found["_id"]
+        raise UncountedError(f"leaf {found['_id']} is indexed under {district}, and does not list it")
 
     async def _last(self, by: Mapping[str, Any], below: int | None) -> Any:
         within = {} if below is None else {"_id": {"$lt": below}}
@@ -272,13 +281,23 @@ class Store:
             return await self._events.find_one({**by, **within}, {"b": 1}, sort=[("_id", DESCENDING)])
 
     async def case_counts(self, cases: Sequence[str]) -> dict[str, int]:
-        """Events per request, of those that have any."""
+        """Events per request, of those that have any: by the last one's own ordinal, which no other's index can change.
+
+        Raises:
+            UncountedError: a leaf is indexed under a request that it is not about.
+        """
+        last: list[Mapping[str, Any]] = [
+            {"$match": {"case": {"$in": list(cases)}}},
+            {"$sort": {"case": -1, "_id": -1}},
+            {"$group": {"_id": "$case", "b": {"$first": "$b"}}},
+        ]
         with _asking():
-            groups = self._events.aggregate(
-                [{"$match": {"case": {"$in": list(cases)}}}, {"$group": {"_id": "$case", "n": {"$sum": 1}}}],
-                hint="case",
-            )
-            return {group["_id"]: group["n"] async for group in groups}
+            groups = self._events.aggregate(last, hint="case")
+            found = {group["_id"]: orjson.loads(group["b"]).get("case", {}) async for group in groups}
+        for id, case in found.items():
+            if case.get("id") != id:
+                raise UncountedError(f"a leaf is indexed under the request {id}, and is not about it")
+        return {id: case["n"] for id, case in found.items()}
 
     async def ordinal(
         self, *, district: str | None = None, request: str | None = None, below: int | None = None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from services.ledger.growing import Tree
 from services.ledger.ingesting import Ingest
 from services.ledger.leaves import Leaf
 from services.ledger.projecting import Projector
+from services.ledger.recounting import Recount
 from services.ledger.store import Selection, Store
 from shared import streams
 from shared.bus import Bus, Message
@@ -48,7 +50,7 @@ class Bench:
                 if follower:
                     follower.hand(batch)
 
-        ingest = Ingest(self.bus, store or self.store, ORIGIN, stored=stored)
+        ingest = Ingest(self.bus, store or self.store, ORIGIN, stored=stored, scopes=self.recount(store).scopes)
         stop = asyncio.Event()
         self._running.append((stop, asyncio.create_task(ingest.run(stop))))
         return ingest
@@ -62,15 +64,23 @@ class Bench:
 
     def tree(self, store: Store | None = None) -> Tree:
         """A tree, growing."""
-        tree = Tree(store or self.store)
+        tree = Tree(store or self.store, scopes=self.recount(store).scopes)
         stop = asyncio.Event()
         self._running.append((stop, asyncio.create_task(tree.run(stop))))
         return tree
 
+    def recount(self, store: Store | None = None) -> Recount:
+        """What both go on from."""
+        return Recount(self.bus, store or self.store, Keys(ORIGIN, self.secret))
+
+    @property
+    def secret(self) -> Path:
+        """The log's key."""
+        return self.identities.secrets_dir("ledger") / "ledger_signing_key"
+
     def signer(self, tree: Tree, bus: Bus | None = None) -> Signer:
         """What signs it, not running."""
-        file = self.identities.secrets_dir("ledger") / "ledger_signing_key"
-        return Signer(bus or self.bus, self.store, tree, Keys(ORIGIN, file))
+        return Signer(bus or self.bus, self.store, tree, Keys(ORIGIN, self.secret))
 
     async def stop(self) -> None:
         """Stop what runs, in order."""

@@ -9,7 +9,7 @@ import orjson
 import pymongo
 import pytest
 
-from services.ledger import heads, notes, tree
+from services.ledger import heads, ingesting, notes, tree
 from services.ledger.checkpoints import BUCKET, Keys, Signer
 from services.ledger.cosigning import Cosigning
 from services.ledger.leaves import recorded_ns
@@ -203,6 +203,42 @@ async def test_a_log_that_is_not_the_signed_one_is_not_signed_until_it_is_again(
     stored = await bench.store.checkpoint(600)
     assert stored is not None
     assert stored.note == before
+
+
+async def test_what_is_indexed_otherwise_than_signed_is_not_counted_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody takes a district's last leaf out of its index: the next one would get the same ordinal again, for ever."""
+    monkeypatch.setattr(ingesting, "UNCOUNTED_S", 0.1)
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    await grow(bench, 300)
+    await until(lambda: grown.size == 300)
+    await bench.signer(grown).step()
+    await grow(bench, 10, since=300)  # behind the checkpoint: what is indexed does not matter
+    await until(lambda: grown.size == 310)
+    await bench.stop()
+    events = database(bench)["events"]
+    for signed in (255, 297):
+        assert QINGSHAN in events.find_one({"_id": signed})["ds"]
+    events.update_one({"_id": 306}, {"$set": {"ds": [WUCHANG]}})
+    events.update_one({"_id": 297}, {"$set": {"ds": [WUCHANG]}})
+
+    grown = bench.tree()
+    signer, ingest = bench.signer(grown), bench.ingest(tree=grown)
+    await grow(bench, 10, since=310)
+    await until(lambda: ingest.refusal is not None)
+    await signer.step()
+    assert "at 300" in str(ingest.refusal)
+    assert (await bench.store.size(), signer.last) == (310, None)
+    events.update_one({"_id": 297}, {"$set": {"ds": [WUCHANG, QINGSHAN]}})
+    await until(lambda: grown.size == 320)
+    await signer.step()
+    leaves = await everything(bench)
+    assert (ingest.refusal, signer.refusal, signer.size) == (None, None, 320)
+    assert signer.last is not None
+    assert signer.last.checkpoint.heads == heads.root(scopes_of(leaves))
+    assert scopes_of(leaves) == {WUCHANG: (320, 319), QINGSHAN: (107, 318)}
 
 
 async def test_what_is_taken_away_while_it_runs_is_noticed_at_the_next_signature(bench: Bench) -> None:

@@ -128,6 +128,51 @@ async def test_a_stream_that_lost_its_tail_goes_on_where_both_agree(bench: Bench
     assert [orjson.loads(leaf)["src"]["seq"] for leaf in leaves[37:]] == list(range(19, 19 + 9 * regrown))
 
 
+async def test_a_tail_that_is_lost_and_grown_again_while_it_runs_is_noticed(bench: Bench) -> None:
+    """The same stream is away for a moment and comes back with other messages under the last numbers, and more of them."""
+    ours, older = bench.nats.data / "jetstream", bench.nats.data.parent / "older"
+
+    def swap() -> None:
+        ours.rename(older.with_name("aside"))
+        older.rename(ours)
+        older.with_name("aside").rename(older)
+
+    await bench.publish(*many(2))
+    bench.nats.stop()
+    shutil.copytree(ours, older)
+    swap()
+    bench.nats.start()
+    await connected(bench)
+    await bench.publish(*many(3, since=20))
+    bench.nats.stop()
+    swap()
+    bench.nats.start()
+    await connected(bench)
+    await bench.publish(*many(2, since=10))
+    bench.ingest()
+    await bench.leaves(36)
+    bench.nats.stop()
+    swap()
+    bench.nats.start()
+    leaves = await bench.leaves(36 + 1 + 27)
+    assert kinds(leaves[36:]) == ["reset", *["event"] * 27]
+    assert [orjson.loads(leaf)["src"]["seq"] for leaf in leaves[37:]] == list(range(19, 46))
+
+
+async def test_a_clock_that_was_ahead_for_long_does_not_keep_the_ledger_from_starting(bench: Bench) -> None:
+    state = await bench.bus.state()
+    prefix = leaves.Prefix(ORIGIN, state.created)
+    deliveries = [
+        Delivery(n, 2_000_000_000_000_000_000 - (n > 1) * 10**15, *each) for n, each in enumerate(many(600), 1)
+    ]
+    await bench.store.prepare()
+    await bench.store.append(leaves.extend(prefix, map(leaves.read, deliveries), {}))
+    last, newest_ns = await bench.store.tail()
+    assert last is not None
+    assert (orjson.loads(last)["index"], newest_ns) == (5399, 2_000_000_000_000_000_000)
+    assert await bench.store.tail(1) == ((await bench.leaves(1))[0], 2_000_000_000_000_000_000)
+
+
 async def test_two_writers_at_once_write_one_dense_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaves, "HEADS_EVERY", 100)
     second = await bench.another_store()

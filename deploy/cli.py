@@ -228,11 +228,14 @@ def bus_restore(
     Stop the services first. EVENTS comes back number for number; SEALED, KEYS and CONTACTS are not in the ledger: they need a backup.
     """
 
-    def progress(done: int, of: int) -> None:
+    def progress(done: int, of: int, what: str = "恢复 / restoring") -> None:
         if not json_output and sys.stderr.isatty():
-            print(f"\r{done} / {of}", end="", file=sys.stderr, flush=True)
+            print(f"\r{what} {done} / {of}  ", end="", file=sys.stderr, flush=True)
 
-    answer = _run(_bus_restore(data, source, replace=replace, dry_run=dry_run, progress=progress))
+    def checking(done: int, of: int) -> None:
+        progress(done, of, "核对 / checking")
+
+    answer = _run(_bus_restore(data, source, replace=replace, dry_run=dry_run, progress=progress, checking=checking))
     if json_output:
         print_json({**answer, "dry_run": dry_run})
         return
@@ -873,7 +876,13 @@ async def _bus_apply(data: Path, *, dry_run: bool) -> list[str]:
 
 
 async def _bus_restore(
-    data: Path, source: int | None, *, replace: bool, dry_run: bool, progress: Callable[[int, int], None]
+    data: Path,
+    source: int | None,
+    *,
+    replace: bool,
+    dry_run: bool,
+    progress: Callable[[int, int], None],
+    checking: Callable[[int, int], None],
 ) -> dict[str, Any]:
     from deploy import restoring
     from deploy.stack import Stack
@@ -887,7 +896,14 @@ async def _bus_restore(
     async with Stack(data, services=("ledger",)).servers_alone() as stack:
         bus, store = await stack.connect("admin"), stack.connect_store()
         try:
-            return await restoring.restore(bus, store, source, replace=replace, dry_run=dry_run, progress=progress)
+            return await restoring.restore(
+                *(bus, store, source),
+                replace=replace,
+                dry_run=dry_run,
+                progress=progress,
+                checking=checking,
+                key_file=data / "secrets" / "ledger" / "ledger_signing_key",
+            )
         except BusError as why:
             raise SetupError(
                 Said(f"恢复中断：{why}", f"it was broken off ({why})"),

@@ -13,12 +13,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from deploy.errors import Said, SetupError
-from services.ledger import leaves
+from services.ledger import leaves, mending
+from services.ledger.checkpoints import Keys
+from services.ledger.notes import NoteError
 from services.ledger.store import Store
 from shared import streams
 from shared.bus import FORMERLY, STREAM, Bus, Delivery, Message
@@ -165,7 +169,7 @@ def _numbered(
             yield Numbered(sequence, leaf["subject"], canonical(leaf["event"]))
         case leaves.DUP if leaf["first"] in firsts:
             yield Numbered(sequence, leaf["subject"], leaves.first(firsts[leaf["first"]]).data)
-        case leaves.CONFLICT | leaves.REJECT if leaf["digest"] in raw:
+        case leaves.CONFLICT | leaves.REJECT if sha256(raw.get(leaf["digest"], b"")).hexdigest() == leaf["digest"]:
             yield Numbered(sequence, leaf["subject"], raw[leaf["digest"]])
         case leaves.GAP:
             for lost in range(sequence, min(leaf["gap"]["to"], until) + 1):
@@ -190,6 +194,8 @@ async def restore(
     replace: bool = False,
     dry_run: bool,
     progress: Callable[[int, int], None],
+    checking: Callable[[int, int], None] = lambda _done, _of: None,
+    key_file: Path | None = None,
 ) -> dict[str, Any]:
     """
     Fill EVENTS from the ledger; what was begun before is gone on with.
@@ -199,9 +205,12 @@ async def restore(
 
     Args:
         replace: make the stream anew whatever it holds.
+        checking: told how many leaves were held against the last checkpoint, and of how many, before anything is written.
+        key_file: what the log signs with (`Keys`): then the checkpoint must be signed by it.
     Returns: the plan, and how many numbers the stream has already (`held`).
     Raises:
-        SetupError: the stream holds something else, or the ledger cannot say what it should hold.
+        SetupError: the stream holds something else, or the ledger cannot say what it should hold: its leaves are not those
+            that were signed, or bytes beside them are missing or changed.
         BusError, StoreUnavailableError: come again.
     """
     config = await bus.stream_config(STREAM)
@@ -227,6 +236,7 @@ async def restore(
             return {**wanted.document(), "held": held, "restored": 0}
         if not under_way:
             held = 0
+    await _require_signed(store, checking, key_file)
     answer = {**wanted.document(), "held": held, "restored": 0 if dry_run else wanted.last - held}
     if dry_run:
         return answer
@@ -244,6 +254,21 @@ async def restore(
     await bus.apply_stream({**have, **declared}, new=False)
     await streams.apply(bus)
     return answer
+
+
+async def _require_signed(store: Store, checking: Callable[[int, int], None], key_file: Path | None) -> None:
+    """Nothing becomes the office's history again that is not what was signed. Raises SetupError."""
+    size = await store.size()
+    try:
+        await mending.be_signed(
+            store, size, lambda done: checking(done, size), lambda origin: Keys(origin, key_file).verifiers
+        )
+    except (mending.UnsoundError, NoteError) as why:
+        raise SetupError(
+            Said(f"账本的叶子不是签过的：{why}", f"the ledger's leaves are not those that were signed ({why})"),
+            Said("先运行 paidan ledger verify", "run `paidan ledger verify` first"),
+            "unsound",
+        ) from None
 
 
 def _filling(declared: Mapping[str, Any], metadata: dict[str, str]) -> dict[str, Any]:

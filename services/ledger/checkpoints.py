@@ -158,6 +158,7 @@ class Signer:
     refusal: RefusalError | None = None
     _stored: int = -1
     _warned: bool = False
+    _unheld: bool = False
 
     @property
     def size(self) -> int:
@@ -253,6 +254,11 @@ class Signer:
         newest = await self.store.checkpoint()
         stored = self._ours(newest.note, "MongoDB") if newest else None
         self._stored = stored.checkpoint.size if stored else -1
+        if held is None and stored is not None and not self._unheld:
+            # Then only MongoDB says what was signed, and whoever can edit it: somebody has to compare it with the witnesses'.
+            ALARMS.labels("unheld").inc()
+            logger().error("checkpoint_not_held", signed=self._stored)
+        self._unheld = held is None
         if held is None or on_bus is None or on_bus.checkpoint.size < self._stored:
             return stored
         if self._stored < (size := on_bus.checkpoint.size) <= self.tree.size:

@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Protocol
 
 import httpx2
@@ -38,6 +39,10 @@ WAITING_MAX = 200
 KEPT = 1000
 """Checkpoints that are kept at hand."""
 COSIGNED = Gauge("paidan_ledger_cosigned_size", "Leaves of the last checkpoint that enough witnesses have cosigned")
+WAITING = Gauge(
+    "paidan_ledger_uncosigned_seconds",
+    "How long the oldest checkpoint behind the last cosigned one has waited; 0: none waits",
+)
 REFUSED = Counter(
     "paidan_ledger_witness_refusals_total", "Checkpoints a witness refused to cosign", ["witness", "status"]
 )
@@ -80,18 +85,26 @@ class Cosigning:
         self._store = store
         self._prove = prove
         self._signed: OrderedDict[int, Note] = OrderedDict()
+        self._since: dict[int, float] = {}
         self._moved = asyncio.Condition()
         self._waiting = 0
         self._closing = False
         self.newest: Note | None = None
         self.cosigned: Note | None = None
         self.ahead: Checkpoint | None = None
+        WAITING.set_function(self.waiting_s)
+
+    def waiting_s(self) -> float:
+        """For how long a signed checkpoint, the oldest of those that are newer than `cosigned`, has not had enough witnesses."""
+        return monotonic() - min(self._since.values()) if self._since else 0.0
 
     async def announce(self, note: Note) -> None:
         """The log has signed this; with what cosignatures the store has of it, after a restart."""
         size = Checkpoint.parse(note.body).size
         kept = [Signature.parse(line) for line in await self._store.cosignatures(size)]
         self._signed[size] = note = note.signed(kept)
+        if len(self._since) < KEPT:
+            self._since.setdefault(size, monotonic())
         while len(self._signed) > KEPT:
             self._signed.popitem(last=False)
         async with self._moved:
@@ -165,6 +178,7 @@ class Cosigning:
             signed = note.verified(self.policy.witnesses.values())
             if self.policy.satisfied([name for name, key in self.policy.witnesses.items() if key in signed]):
                 self.cosigned = note
+                self._since = {of: since for of, since in self._since.items() if of > size}
                 COSIGNED.set(size)
 
     def _lacks(self, witness: str, old: int) -> bool:

@@ -5,11 +5,11 @@ and only where the leaves are the ones that were signed, so that nothing can be 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 from services.ledger import tree
-from services.ledger.notes import Checkpoint, Note
+from services.ledger.notes import Checkpoint, Note, NoteError, Verifier
 from services.ledger.store import Selection, Store
 from services.ledger.tree import Tile, Tiles
 from shared.errors import PaidanError
@@ -41,7 +41,7 @@ async def mend_tiles(store: Store, progress: Callable[[int, int], None]) -> Mend
         StoreUnavailableError.
     """
     size = await store.size()
-    await _be_signed(store, size, lambda done: progress(done, 2 * size))
+    await be_signed(store, size, lambda done: progress(done, 2 * size))
     tiles, replaced = 0, list[str]()
     async for grown, full in _grow(store, size):
         wrong = {
@@ -57,12 +57,27 @@ async def mend_tiles(store: Store, progress: Callable[[int, int], None]) -> Mend
     return Mended(size, tiles, replaced)
 
 
-async def _be_signed(store: Store, size: int, progress: Callable[[int], None]) -> None:
-    """Raises UnsoundError where the leaves do not give the newest root that was signed; a log without a key has none."""
+async def be_signed(
+    store: Store, size: int, progress: Callable[[int], None], by: Callable[[str], Sequence[Verifier]] = lambda _: ()
+) -> None:
+    """
+    Whether the leaves give the newest root that was signed; a log without a key has none.
+
+    Args:
+        by: whose signatures count under a checkpoint of this origin; none: any.
+    Raises:
+        UnsoundError, StoreUnavailableError.
+    """
     signed = await store.checkpoint()
     if signed is None:
         return
-    newest = Checkpoint.parse(Note.parse(signed.note).body)
+    try:
+        note = Note.parse(signed.note)
+        newest = Checkpoint.parse(note.body)
+        if (keys := by(newest.origin)) and not note.verified(keys):
+            raise NoteError("it is not signed by this log's key")
+    except NoteError as why:
+        raise UnsoundError(f"the checkpoint of {signed.size} leaves cannot be believed: {why}") from None
     if newest.size > size:
         raise UnsoundError(f"the log has {size} leaves, and {newest.size} were signed")
     async for grown, _ in _grow(store, newest.size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from shared import streams
 from shared.bus import STREAM, Message
 from tests.ledger.conftest import Bench
 from tests.ledger.examples import life, message, submitted
+from tests.ledger.test_checkpoints import database, until
 
 NONSENSE = ("evt.420106.intake.a.request.nothing", b"nonsense")
 
@@ -38,13 +40,16 @@ async def again(
     replace: bool = False,
     dry_run: bool = False,
     broken_off: int | None = None,
+    key_file: Path | None = None,
 ) -> Any:
     def progress(done: int, of: int) -> None:
         assert 0 < done <= of
         if broken_off is not None and done >= broken_off:
             raise KeyboardInterrupt
 
-    return await restore(bench.admin, bench.store, upto, replace=replace, dry_run=dry_run, progress=progress)
+    return await restore(
+        *(bench.admin, bench.store, upto), replace=replace, dry_run=dry_run, progress=progress, key_file=key_file
+    )
 
 
 async def filled(bench: Bench) -> list[tuple[int, str, bytes]]:
@@ -174,6 +179,38 @@ async def test_a_history_that_began_anew_is_not_mixed_with_the_one_before(bench:
     with pytest.raises(SetupError, match="--source 0"):
         await again(bench)
     await again(bench, 0)
+    assert await held(bench) == before
+
+
+async def test_what_is_not_what_was_signed_is_not_brought_back(bench: Bench, tmp_path: Path) -> None:
+    grown = bench.tree()
+    signer = bench.signer(grown)
+    before = await filled(bench)
+    await until(lambda: grown.size == before[-1][0] - 1)
+    await signer.step()
+    assert signer.size == grown.size
+    await bench.admin.remove_stream(STREAM)
+    events, rejects = database(bench)["events"], database(bench)["rejects"]
+    leaf = events.find_one({"_id": 300})
+    nonsense = rejects.find_one({"b": NONSENSE[1]})
+    assert leaf
+    assert nonsense
+    events.update_one({"_id": 300}, {"$set": {"b": leaf["b"].replace(b"m-li", b"m-wu").replace(b"420106", b"420107")}})
+    with pytest.raises(SetupError, match="not those that were signed"):
+        await again(bench)
+    assert await bench.admin.stream_config(STREAM) is None
+    events.replace_one({"_id": 300}, leaf)
+    for spoilt in (b"innocent", None):
+        rejects.delete_one({"_id": nonsense["_id"]})
+        if spoilt:
+            rejects.insert_one({"_id": nonsense["_id"], "b": spoilt})
+        with pytest.raises(SetupError, match="does not hold what was stored under 7"):
+            await again(bench, replace=True)
+    rejects.insert_one(nonsense)
+    (strange := tmp_path / "key").write_text("55" * 32)
+    with pytest.raises(SetupError, match="not signed by this log's key"):
+        await again(bench, replace=True, key_file=strange)
+    await again(bench, replace=True, key_file=signer.keys.file)
     assert await held(bench) == before
 
 

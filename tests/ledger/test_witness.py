@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from deploy.servers import free_port
 from services.ledger import tree
@@ -329,6 +330,21 @@ async def test_only_witnesses_that_the_policy_names_count() -> None:
         await made.take(200, WITNESS.sign(signed(200).body, 1).line)
     await made.take(100, WITNESS.sign(signed(100).body, 1).line)
     assert made.cosigned is not None
+
+
+async def test_how_long_a_checkpoint_waits_for_its_witnesses_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("services.ledger.cosigning.monotonic", lambda: now)
+    made = cosigning(f"log {LOG.verifier.text}\nwitness a {WITNESS.verifier.text}\nquorum a", Kept())
+    assert REGISTRY.get_sample_value("paidan_ledger_uncosigned_seconds") == 0
+    for size in (100, 200, 100):
+        await made.announce(signed(size))
+        now += 5
+    assert REGISTRY.get_sample_value("paidan_ledger_uncosigned_seconds") == 15
+    await made.take(100, WITNESS.sign(signed(100).body, 1).line)
+    assert made.waiting_s() == 10, "since that of 200 was signed"
+    await made.take(200, WITNESS.sign(signed(200).body, 1).line)
+    assert made.waiting_s() == 0
 
 
 async def test_a_claim_to_hold_more_needs_the_log_s_signature() -> None:

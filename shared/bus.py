@@ -51,9 +51,10 @@ SPLIT_BEHIND = 1000
 """From so many waiting messages on a reader of several subjects reads each by itself."""
 
 
-# The server lets white space into a subject that is none to it (vertical tab, form feed), and parts its lines by blanks only.
-parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) ([^ \r\n]+) (([^ \r\n]+) )?(\d+)\r\n")
-parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) ([^ \r\n]+) (([^ \r\n]+) )?(\d+) (\d+)\r\n")
+# The server lets white space into a subject that is none to it (vertical tab, form feed), and parts its lines by blanks only, by two
+# where an answer of the system account has no reply.
+parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) +([^ \r\n]+) +(([^ \r\n]+) +)?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) +([^ \r\n]+) +(([^ \r\n]+) +)?(\d+) (\d+)\r\n")
 
 
 class Message(NamedTuple):

@@ -78,6 +78,12 @@ def main() -> None:
     except SetupError as error:
         print(f"paidan: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # no file that somebody named: ours to mend
+            raise
+        why = Said(f"{error.filename} 无法读写", f"{error.filename}: {error.strerror}")
+        print(f"paidan: {SetupError(why, Said('请核对路径与权限', 'check the path and its rights'))}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -552,12 +558,18 @@ def ledger_enclave(
         if sys.stderr.isatty():
             print(f"\r{done} / {of} 叶 leaves", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
+    if prove and month:
+        raise SetupError(
+            Said("月报不载叶子，无从核对证明", "a monthly sheet names no leaves to prove"),
+            Said("请对档案用 --prove，不加 --month", "prove the file: leave --month out"),
+        )
     theirs = enclaves.read(check) if check else None
     how: dict[str, Any] = {"month": month, "agreement": agreement, "as_of": as_of, "district": district}
     made = enclaves.made(area, data=data, replay=from_replay, at=at, theirs=theirs, **how)
     document = json.loads(made)
     if out:
         out.write_bytes(enclaves.paper(document).encode() if out.suffix == ".md" else made)
+        print(f"{out}：摘要 / digest {document['digest']}", file=sys.stderr)
     if theirs is not None:
         differs = enclaves.compared(theirs, document)
         print("\n".join(differs) or f"逐字节相同 / the same bytes：{document['digest']}")

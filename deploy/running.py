@@ -285,6 +285,8 @@ def refused(service: str, response: httpx2.Response) -> SetupError:
         code = str(problem["code"])
         title, remedy = str(problem["title"]), str(problem.get("detail", ""))
         title_en, remedy_en = str(problem.get("title_en", title)), str(problem.get("detail_en", remedy))
+        if (field := str(problem.get("field", ""))) and field not in title:
+            title, title_en = f"{field}：{title}", f"{field}: {title_en}"
     except (ValueError, KeyError, TypeError):
         title = title_en = response.text.strip()[:300] or response.reason_phrase
         remedy, remedy_en = "请查看其日志", "look at its log"

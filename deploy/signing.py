@@ -80,7 +80,9 @@ def key(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
 def rotate_key(
     overlap_days: Annotated[
         int,
-        typer.Option("--overlap-days", help="新旧同签的天数，旧密钥失窃时用 0 / both sign so long; 0: stolen", min=0),
+        typer.Option(
+            "--overlap-days", help="新旧同签的天数，旧密钥失窃时用 0 / both sign so long; 0: stolen", min=0, max=366
+        ),
     ] = 30,
     why: Why = "",
     data: Data = DEFAULT_DATA,

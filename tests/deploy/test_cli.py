@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 
 from deploy.cli import _welcome, duration
 from deploy.errors import SetupError
 from deploy.identities import Identities
+from deploy.running import refused
 
 
 def paidan(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -99,6 +101,24 @@ def test_without_a_running_stack_it_says_so_in_one_line(tmp_path: Path, command:
     assert done.stderr.count("\n") == 1
     assert "没有正在运行的派单" in done.stderr
     assert "run `paidan up` first" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_one_line() -> None:
+    done = paidan("witness", "key", "witness.420106.example", "--out", "/nowhere/witness.key")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "/nowhere/witness.key 无法读写" in done.stderr
+
+
+def test_a_refusal_names_the_field() -> None:
+    answer = {
+        "code": "invalid",
+        "title": "内容有误:格式不符",
+        "title_en": "Invalid: not in the expected form",
+        "field": "area",
+    }
+    said = str(refused("ledger", httpx2.Response(422, json=answer)))
+    assert "area：内容有误:格式不符" in said
+    assert "area: Invalid: not in the expected form" in said
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path, nats_server: object) -> None:

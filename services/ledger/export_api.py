@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime
 
 from services.ledger.acting import Acts
 from services.ledger.asking import District, Reader, district_of
-from services.ledger.events import AsOf, begun, resumed
+from services.ledger.events import AsOf, Moment, begun, resumed
 from services.ledger.exporting.reading import Ground
 from services.ledger.exporting.streaming import VERSION, Export, Format, behind, document, exporter, writer
 from services.ledger.exporting.writing import Writer
@@ -92,8 +90,8 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
         type: Annotated[
             str | None, Query(max_length=500, pattern=TYPES, description="task.offered,task.accepted")
         ] = None,
-        time_from: Annotated[AwareDatetime | None, Query(description="业务时间起 / the event's own time, from")] = None,
-        time_to: Annotated[AwareDatetime | None, Query(description="业务时间止,不含 / and before")] = None,
+        time_from: Annotated[Moment | None, Query(description="业务时间起 / the event's own time, from")] = None,
+        time_to: Annotated[Moment | None, Query(description="业务时间止,不含 / and before")] = None,
         why: Annotated[Sentence, Query(description="缘由,永久记入账本 / why, kept for ever")] = "",
         cursor: Annotated[
             str | None, Query(max_length=200, description="续传:先前应答的 Paidan-Cursor / of an answer that broke off")
@@ -108,8 +106,8 @@ def add_routes(app: FastAPI, ledger: Ledger) -> None:
             area=area,
             request=request,
             types=types_named(type.split(",")) if type else None,
-            time_from=time_from and time_from.astimezone(UTC),
-            time_to=time_to and time_to.astimezone(UTC),
+            time_from=time_from,
+            time_to=time_to,
         )
         own = None if caller.district == EVERYWHERE else caller.district
         asked, log = Replay(ledger.origin, selection, size=0), ledger.origin

@@ -23,10 +23,10 @@ def months(zone: ZoneInfo, month: str) -> tuple[datetime, datetime]:
     """
     try:
         first = date.fromisoformat(f"{month}-01")
-    except ValueError:
+        following = date(first.year + first.month // 12, first.month % 12 + 1, 1)
+        return midnight(first, zone), midnight(following, zone)
+    except (ValueError, OverflowError):  # or at an end of the calendar
         raise RefusedError("invalid", field="month", why="须如 2026-11", why_en="as in 2026-11") from None
-    following = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-    return midnight(first, zone), midnight(following, zone)
 
 
 def sheet(filing: Filing, pin: Pin, month: str) -> dict[str, Any]:
@@ -303,4 +303,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """A Markdown table; one line where there is nothing to show."""
     if not rows:
         return [f"{head[0] or '数字'}：无", ""]
-    return [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+    return [f"| {' | '.join(map(_in_cell, row))} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _in_cell(value: Any) -> str:
+    """What somebody wrote stays in its cell."""
+    return " ".join(str(value).replace("|", "\\|").split())

@@ -365,8 +365,13 @@ def test_a_month_ends_at_midnight_of_the_leads_time_zone() -> None:
     assert sheet(found, "2026-10", at=at)["balance"]["flows"] == []
     with pytest.raises(RefusedError, match="invalid"):
         sheet(found, "2027-01", at=at)
-    with pytest.raises(RefusedError, match="invalid"):
-        sheet(found, "2026-13", at=at)
+    for no_month in ("2026-13", "0001-01", "9999-12"):
+        with pytest.raises(RefusedError, match="invalid"):
+            sheet(found, no_month, at=at)
+
+
+def test_what_somebody_wrote_stays_in_its_cell_of_the_sheet() -> None:
+    assert sheets._table(["依据"], [["协议 | 附件\n第二行"]])[2] == "| 协议 \\| 附件 第二行 |"
 
 
 def test_what_a_sheet_says_of_a_month_stays_when_the_next_one_has_come() -> None:

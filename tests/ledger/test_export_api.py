@@ -117,7 +117,13 @@ async def test_an_office_gets_its_own_and_what_lists_it_and_two_get_the_same_of_
         response = await filled.get("/v1/exports", of=of, format="csv", **params)
         assert (response.status_code, response.json()["code"]) == (403, "foreign_district")
     assert (await filled.get("/v1/exports", "member", of=WUCHANG, format="csv")).status_code == 403
-    for wrong in ({"format": "pdf"}, {"area": "张三"}, {"request": "13912648759"}, {"type": "task offered"}):
+    for wrong in (
+        {"format": "pdf"},
+        {"area": "张三"},
+        {"request": "13912648759"},
+        {"type": "task offered"},
+        {"time_from": "0001-01-01T00:00:00+08:00"},
+    ):
         response = await filled.get("/v1/exports", **{"format": "csv", **wrong})
         assert (response.status_code, response.json()["code"]) == (422, "invalid")
 

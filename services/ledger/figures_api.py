@@ -113,7 +113,8 @@ class Scored(BaseModel):
 def add_routes(app: FastAPI, ledger: Ledger, acts: Acts) -> None:
     """The routes."""
     barred = problems("unauthenticated", "forbidden", "foreign_district")
-    asking = {**barred, **problems("invalid", "no_checkpoint", "district_missing", "unavailable")}
+    none_such = "unknown_district", "unknown_area", "unknown_item"
+    asking = {**barred, **problems("invalid", *none_such, "no_checkpoint", "district_missing", "unavailable")}
     recording = {**barred, **problems("invalid", "key_missing", "key_reused", "district_missing", "unavailable")}
     csv: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}}}
     scans = Scans(1)
@@ -141,7 +142,19 @@ def add_routes(app: FastAPI, ledger: Ledger, acts: Acts) -> None:
             raise RefusedError("district_missing", field="district")
         fold, pin = await folded(whose, as_of)
         answered = await asyncio.to_thread(figures.answer, fold, replace(asked, district=whose), pin, formulas)
+        if not any(row["figures"] for row in answered["rows"]):
+            await known(replace(asked, district=whose))
         return _told(answered, format)
+
+    async def known(asked: Question) -> None:
+        """Nothing of what there is no entry for is a slip of the pen. Raises RefusedError."""
+        register = await ledger.registry.current()
+        if asked.district is not None and asked.district not in register.districts:
+            raise RefusedError("unknown_district", field="district", district=asked.district)
+        if asked.area is not None and asked.area not in register.areas:
+            raise RefusedError("unknown_area", field="area", what=asked.area)
+        if asked.item is not None and asked.item not in register.items:
+            raise RefusedError("unknown_item", field="item", item=asked.item)
 
     @app.get(
         "/v1/figures",

@@ -73,6 +73,9 @@ async def test_figures_appeals_and_what_would_be_over_http_by_command_and_from_a
     answer = await service.get("/v1/figures", "dispatcher", of=WUCHANG, district=QINGSHAN)
     assert refused(answer) == (403, "foreign_district")
     assert refused(await service.get("/v1/figures", by="person")) == (422, "district_missing")
+    assert refused(await service.get("/v1/figures", district="999999")) == (404, "unknown_district")
+    assert refused(await service.get("/v1/figures", area="nowhere")) == (422, "unknown_area")
+    assert refused(await service.get("/v1/figures", item="nothing")) == (422, "unknown_item")
     people = (await service.get("/v1/figures", "supervisor", of=WUCHANG, by="person")).json()
     assert LI in [row["person"] for row in people["rows"]]
 

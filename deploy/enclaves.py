@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _again(
                     "give the file's `at` with --at, or the file with --check",
                 ),
             )
-        moment = datetime.fromisoformat(told)
+        moment = _moment(told)
         pin = Pin(header["log"], size, moment, checkpoint)
         enclave = enclaves.enclave(
             enclaves.entries(leaves(), area, size), area, moment, agreement=agreement or header.get("agreement")
@@ -126,6 +126,17 @@ def _again(
         raise SetupError(Said(said["title"], said["title_en"]), Said(said["detail"], said["detail_en"])) from None
     except (ValueError, KeyError, TypeError, IndexError, MalformedError, NoteError) as why:
         raise _wrong(replay, "不是完整的重放", f"is no complete replay ({why!r})") from why
+
+
+def _moment(text: str) -> datetime:
+    """A time as a file tells it; without a zone, UTC. Raises SetupError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SetupError(
+            Said(f"看不懂 {text}", f"{text} is no time"), Said("请用档案所载的 at", "use the `at` of the file")
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _lines(replay: Path) -> tuple[dict[str, Any], Callable[[], Iterator[tuple[int, bytes]]]]:

@@ -406,6 +406,8 @@ def told(report: Report) -> Iterator[str]:
         f" / {report.leaves} leaves, {report.turns} turns, {report.decisions} decisions taken again"
         f" ({report.matches} matches): {len(report.differ)} differ"
     )
+    if not report.turns and not report.not_run:
+        yield "此范围内没有决定，未作复核：请核对辖区与起止 / no decision lies there, nothing was checked: see the district and the range"
 
 
 # --- what led to facts, and what comes of it ---------------------------------------------------------------------------

@@ -153,9 +153,9 @@ async def rebuild_part(settings: LedgerSettings, part: str, *, as_json: bool) ->
     store = Store.connect(settings.mongodb_uri.get_secret_value(), settings.database)
 
     def progress(done: int, of: int) -> None:
-        if not as_json:
-            sys.stdout.write(f"\r{done} / {of} leaves")
-            sys.stdout.flush()
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{done} / {of} 叶 leaves" + "\n" * (done >= of))
+            sys.stderr.flush()
 
     try:
         if part == "tiles":
@@ -174,7 +174,7 @@ async def rebuild_part(settings: LedgerSettings, part: str, *, as_json: bool) ->
             said = f"重建 {count} 件诉求 / {count} cases rebuilt from {document['leaves']} leaves"
     finally:
         store.close()
-    sys.stdout.write(json.dumps(document) + "\n" if as_json else f"\r{said}\n")
+    sys.stdout.write(json.dumps(document) + "\n" if as_json else f"{said.strip()}\n")
 
 
 def main(arguments: list[str]) -> int:

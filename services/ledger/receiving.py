@@ -169,7 +169,7 @@ class Part:
         return None
 
     def end(self, trailer: Mapping[str, Any] | None) -> Why | None:
-        """Nothing more comes: whether it goes to where the heads say. None: nothing was withheld, or there is a finding; else why that is not known."""
+        """Nothing more comes: whether it goes to where the heads say, and why it is not known that nothing was withheld; None where it is."""
         if self._checkpoint is None:
             return Why(*NO_CHECKPOINT)
         if not self._counted:
@@ -177,19 +177,16 @@ class Part:
         if self._since or "to" in self._filter or trailer is None or trailer.get("next") is not None:
             return Why("只是一段，或未到末尾", "it is a range, or does not go to the end")
         if self._districts is None:
-            return self._end_of_all()
-        for district, head in self._heads.items():
-            n, last = self._last.get(district, (0, -1))
-            if n < head.n:
-                self._say("withheld", None, district, n + 1, "末行 / the last line")
-            elif (n, last) != (head.n, head.last):
-                self._say("header", None, f"heads.{district}", [n, last], [head.n, head.last])
-        for district in self._districts:
-            if district not in self._heads and district in self._last:
-                self._say("header", None, f"heads.{district}", self._last[district][0], None)
+            self._end_of_all(self._checkpoint.heads)
+        else:
+            self._end_of_each(self._districts)
+        if self._proof not in ("each", "tiles"):  # ordinals that anybody may have made up prove nothing
+            return Why("叶子不带证明，请用 proof=tiles", "leaves come without their proofs: ask for proof=tiles")
         if self.withheld:
             return Why(f"{self.withheld} 条只见哈希", f"{self.withheld} leaves came by their hash only")
-        if without := [district for district in self._districts if district not in self._heads]:
+        if self._districts is None and self._filter.get("kinds", [EVENT]) != [EVENT]:
+            return Why("只有事件有计数", "events alone are counted")
+        if without := [district for district in self._districts or () if district not in self._heads]:
             proved, unproved = " ".join(self._heads) or "–", " ".join(without)
             return Why(
                 f"已证明：{proved}；首行称账本没有 {unproved} 的事件，无从证明",
@@ -197,16 +194,20 @@ class Part:
             )
         return None
 
-    def _end_of_all(self) -> Why | None:
+    def _end_of_all(self, root: bytes | None) -> None:
         """All events of all districts: their counts give the root of the heads."""
-        assert self._checkpoint is not None
         if not self._filter and self.at + 1 != self._size:
             self._say("index", None, "s", self._size - 1, self.at)
-        if (root := heads.root({d: self._last[d] for d in self._last})) != self._checkpoint.heads:
-            self._say("heads_root", None, "heads", self._checkpoint.heads, root)
-        if self._filter and self._filter["kinds"] != [EVENT]:
-            return Why("只有事件有计数", "events alone are counted")
-        return None
+        if (found := heads.root(self._last)) != root:
+            self._say("heads_root", None, "heads", root, found)
+
+    def _end_of_each(self, districts: Sequence[str]) -> None:
+        for district in districts:
+            head, (n, last) = self._heads.get(district), self._last.get(district, (0, -1))
+            if head is not None and n < head.n:
+                self._say("withheld", None, district, n + 1, "末行 / the last line")
+            elif (n, last) != ((head.n, head.last) if head else (0, -1)):
+                self._say("header", None, f"heads.{district}", [n, last], head and [head.n, head.last])
 
     def _leaf(self, said: Mapping[str, Any], line: bytes) -> None:
         index = said["s"]

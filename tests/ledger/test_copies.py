@@ -239,9 +239,14 @@ def hidden(of: bytes) -> bytes:
     return orjson.dumps({**line, "proof": said["proof"]}, option=orjson.OPT_SORT_KEYS) + b"\n"
 
 
+def bare(of: bytes) -> bytes:
+    return of[: of.rindex(b',"proof":')] + b"}\n"
+
+
 FILTER = {"district": QINGSHAN, "kinds": ["event"], "scopes": [QINGSHAN, HUB]}
 UNPROVED: dict[str, Callable[[Lines], Lines]] = {
     "said to have nothing": lambda of: ended(header(heads={QINGSHAN: None})(of)[:1]),
+    "without proofs": lambda of: [*header(proof=None)(of)[:1], *map(bare, of[1:-1]), of[-1]],
     "narrowed": header(filter={**FILTER, "types": ["x"]}),
     "narrowed by what nobody knows": header(filter={**FILTER, "colour": "red"}),
     "from later on": lambda of: ended(header(**{"from": orjson.loads(of[9])["s"]})([of[0], *of[9:-1]])),

@@ -197,8 +197,12 @@ def headless(line: bytes, heads: dict[str, Any] | None = None) -> bytes:
 async def test_all_events_of_all_districts_give_the_root_of_their_counts() -> None:
     log = filled()
     signed(log)
-    found = await whole(log, await pinned(log, Selection(kinds=("event",))))
-    assert received(found).unproved is None
+    asked = await pinned(log, Selection(kinds=("event",)))
+    proved = await whole(log, asked, proofs=Proofs(partial(tile_of, log), asked.size, "tiles"))
+    assert received(proved).unproved is None
+    found = await whole(log, asked)
+    assert (why := received(found).unproved) is not None
+    assert "without their proofs" in why.en
     for broken in ([*found[:5], *found[6:-1]], found[:-2]):
         last = orjson.dumps({"count": len(broken) - 1, "end": True, "next": None})
         with pytest.raises(IncompleteError, match="is due|counts should be"):

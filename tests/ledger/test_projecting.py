@@ -51,7 +51,7 @@ async def test_the_command_rebuilds_and_counts(bench: Bench) -> None:
     assert (process.returncode, json.loads(out)) == (0, {"cases": 3, "leaves": 27})
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
     out, _ = await process.communicate()
-    assert "27 / 27 leaves" in out.decode()
+    assert out.decode() == "重建 3 件诉求 / 3 cases rebuilt from 27 leaves\n"
     assert len(await everything(bench)) == 3
 
 

@@ -19,6 +19,7 @@ Why = Annotated[str, typer.Option(help="缘由，永久记入账本，勿写个�
 REFUSED = {
     "truncated": "账本比已签署的短：正在重新导入，或被删减 / shorter than was signed: being read again, or cut",
     "diverged": "账本内容与已签署的不符 / its leaves are not those that were signed",
+    "tile": "散列与已签署的不符，正由条目重新计算 / its hashes are not what was signed; they are being made again from the leaves",
     "hole": "账本中间缺少条目 / leaves are missing before its end",
     "foreign": "总线上保存的检查点不属于本账本 / the checkpoint held on the bus is none of this log's",
     "key": "签名密钥无法读取 / the signing key cannot be read",

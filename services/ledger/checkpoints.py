@@ -33,6 +33,7 @@ from shared.telemetry import logger
 EVERY_S = 1.0
 BUCKET = "KV_CHECKPOINTS"
 SEED_BYTES = 32
+TILES = "the tiles do not give what was signed"
 
 SIGNED = Gauge("paidan_ledger_signed_size", "Leaves under the last checkpoint")
 REFUSING = Gauge("paidan_ledger_refuses_to_sign", "1 while the log is not consistent with the last checkpoint")
@@ -43,7 +44,8 @@ class RefusalError(PaidanError):
     The log is not the one that was signed.
 
     Attributes:
-        code: `truncated` (shorter than signed), `diverged` (other leaves), `hole` (leaves missing before its end), `foreign` (what is
+        code: `truncated` (shorter than signed), `diverged` (other leaves), `tile` (the hashes kept of the leaves are
+            not theirs; they are being made again), `hole` (leaves missing before its end), `foreign` (what is
             held as the last checkpoint is none of this log), `key` (the key cannot be read).
     """
 
@@ -157,6 +159,7 @@ class Signer:
     last: Last | None = None
     refusal: RefusalError | None = None
     _stored: int = -1
+    _read_again: int | None = None
     _warned: bool = False
     _unheld: bool = False
 
@@ -203,7 +206,7 @@ class Signer:
         else:
             if self.refusal is not None:
                 logger().info("checkpoint_signed_again", size=self.size)
-            self.refusal = None
+            self.refusal, self._read_again = None, None
             REFUSING.set(0)
 
     async def _sign(self) -> None:
@@ -215,6 +218,8 @@ class Signer:
             self._warned = True
             return
         standing = await self.tree.standing()
+        if self._read_again and await self._is_behind(standing, self._read_again):
+            raise RefusalError("tile", f"{TILES}: they are being made again from the {self._read_again} leaves")
         if standing is None:
             return
         ahead = self.witnesses.ahead if self.witnesses else None
@@ -293,8 +298,20 @@ class Signer:
             proof = await tree.consistency(self.tree.tile, before.size, standing.size)
             tree.verify_consistency(before.size, standing.size, before.root, standing.root, proof)
         except (ProofError, LookupError) as why:
+            if self._read_again is None:  # the tiles may be wrong, and not the leaves
+                self._read_again = standing.size
+                self.tree.start_over()
+                raise RefusalError(
+                    "tile", f"{TILES} at {before.size}: they are being made again from the leaves"
+                ) from None
             raise RefusalError("diverged", f"the log is not the one signed at {before.size}: {why}") from None
         return True
+
+    async def _is_behind(self, standing: Standing | None, size: int) -> bool:
+        """Whether the tree has yet to read leaves below this size that are there."""
+        if standing is None:
+            return True
+        return self.tree.missing is None and standing.size < min(size, await self.store.size())
 
     async def _is(self, last: Last | None) -> None:
         new, self.last = last is not None and last != self.last, last

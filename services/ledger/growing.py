@@ -2,7 +2,8 @@
 The tree over the log, growing behind the ingest: what checkpoints are signed of, and every full tile into the store.
 
 It keeps no more than the open tiles and how many events each district has. After a start it goes on from the tiles in the store and the
-leaves behind them; where a tile is missing it begins from the first leaf, and so puts the tile back.
+leaves behind them; where a tile is missing, or they do not give what was signed, it begins from the first leaf, and so puts missing tiles back
+and finds those that differ.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Tree:
 
     Attributes:
         missing: the first index that the log has no leaf for though it has later ones; None where it is dense.
+        differing: full tiles as the leaves give them, of those that the store has otherwise: believed are the leaves.
     """
 
     def __init__(self, store: Log, *, scopes: Callable[[int], Awaitable[Scopes]] | None = None) -> None:
@@ -76,10 +78,12 @@ class Tree:
         self._unsaved: dict[Tile, bytes] = {}
         self._start(Tiles(), {}, 0)
         self.missing: int | None = None
+        self._afresh = False
 
     def _start(self, tiles: Tiles, scopes: dict[str, tuple[int, int]], newest_ns: int) -> None:
         self._tiles, self._scopes, self._newest_ns = tiles, scopes, newest_ns
         self._unsaved.clear()
+        self.differing = dict[Tile, bytes]()
 
     @property
     def size(self) -> int:
@@ -121,6 +125,10 @@ class Tree:
                     return
                 await asyncio.sleep(0.5)
 
+    def start_over(self) -> None:
+        """Make it again from the first leaf, whatever tiles there are."""
+        self._known, self._afresh = False, True
+
     async def standing(self) -> Standing | None:
         """
         Where it stands, with every full tile of it in the store; None until it is known.
@@ -147,7 +155,11 @@ class Tree:
         if (here := self._tiles.tile(wanted)) is not None:
             return here
         full = wanted._replace(width=TILE_WIDTH)
-        found = self._unsaved.get(full) or (await self._store.tiles(full.level, [full.number])).get(full.number)
+        found = (
+            self._unsaved.get(full)
+            or self.differing.get(full)
+            or (await self._store.tiles(full.level, [full.number])).get(full.number)
+        )
         if found is None:
             raise LookupError(f"{wanted.path} is not in the store")
         return found[: wanted.width * tree.HASH_BYTES]
@@ -206,6 +218,7 @@ class Tree:
             return
         tiles = dict(self._unsaved)
         for tile in await self._store.put_tiles(tiles):
+            self.differing[tile] = tiles[tile]
             ALARMS.labels("tile").inc()
             logger().error("ledger_tile_differs", tile=tile.path)
         for tile in tiles:
@@ -214,17 +227,19 @@ class Tree:
     async def _recover(self) -> None:
         """Take it up again from the store: the tiles that are there, then (`_step`) the leaves behind them."""
         self._handed.clear()
+        afresh = self._afresh
         size = await self._store.size()
         await self._recount(size)  # where this raises, nothing is to be signed, whatever the tiles give
         full = await self._full(size // TILE_WIDTH)
-        tiles = await self._resumed(full) or Tiles()
+        tiles = (None if afresh else await self._resumed(full)) or Tiles()
         scopes: dict[str, tuple[int, int]] = {}
         newest_ns = 0
         if tiles.size:
             scopes.update(await self._recount(tiles.size))
             _, newest_ns = await self._store.tail(tiles.size)
         self._start(tiles, scopes, newest_ns)
-        self._known = True
+        if afresh == self._afresh:  # nobody has asked meanwhile
+            self._known, self._afresh = True, False
 
     async def _full(self, most: int) -> int:
         """How many tiles of leaves are in the store, so many at most: they are stored in order."""

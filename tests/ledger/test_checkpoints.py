@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -24,6 +25,19 @@ from tests.ledger.examples import QINGSHAN, WUCHANG, message, submitted
 BATCH = 500
 
 
+@dataclass
+class Ahead:
+    """A witness that holds a checkpoint."""
+
+    ahead: Checkpoint | None
+
+    async def announce(self, note: Note) -> None:
+        """Nobody hears it."""
+
+    def served(self) -> Note | None:
+        """Nothing."""
+
+
 async def grow(bench: Bench, many: int, since: int = 0) -> None:
     """Publish so many facts; some list two districts."""
     for n in range(since, since + many, BATCH):
@@ -36,6 +50,18 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def refused(signer: Signer, code: str | None) -> None:
+    """It steps until it refuses by this code, or no more; on the way it may have to read the leaves again."""
+    async with asyncio.timeout(20):
+        while True:
+            await signer.step()
+            if (signer.refusal and signer.refusal.code) == code:
+                return
+            assert signer.refusal
+            assert signer.refusal.code == "tile"
+            await asyncio.sleep(0.05)
 
 
 async def everything(bench: Bench) -> list[bytes]:
@@ -182,9 +208,7 @@ async def test_a_log_that_is_not_the_signed_one_is_not_signed_until_it_is_again(
     grown = bench.tree()
     signer = bench.signer(grown)
     await until(lambda: grown.size == {"truncate": 550, "edit": 600, "hole": 590}[damage])
-    await signer.step()
-    assert signer.refusal is not None
-    assert signer.refusal.code == {"truncate": "truncated", "edit": "diverged", "hole": "hole"}[damage]
+    await refused(signer, {"truncate": "truncated", "edit": "diverged", "hole": "hole"}[damage])
     assert await held(bench, signer) == before
 
     if damage != "truncate":  # leaves cannot be put into the middle: an operator begins with an empty database
@@ -203,6 +227,55 @@ async def test_a_log_that_is_not_the_signed_one_is_not_signed_until_it_is_again(
     stored = await bench.store.checkpoint(600)
     assert stored is not None
     assert stored.note == before
+
+
+async def test_a_spoiled_tile_is_no_other_history(bench: Bench) -> None:
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer = bench.signer(grown)
+    for since, size in ((0, 100), (100, 600)):
+        await grow(bench, size - since, since=since)
+        await until(lambda size=size: grown.size == size)  # type: ignore[misc]
+        await signer.step()
+    early = await bench.store.checkpoint(100)
+    assert early is not None
+    await bench.stop()
+
+    tiles = database(bench)["tiles"]
+    whole = tiles.find_one({"_id": "0/0"})["h"]
+    spoiled = whole[:-32] + bytes(32)
+    tiles.update_one({"_id": "0/0"}, {"$set": {"h": spoiled}})
+    grown = bench.tree()
+    bench.ingest(tree=grown)
+    signer = bench.signer(grown)
+    await until(lambda: grown.size == 600)
+    await signer.step()
+    assert signer.refusal is not None
+    assert signer.refusal.code == "tile"
+    await refused(signer, None)  # made again from the leaves, it is the one that was signed
+    assert grown.differing == {Tile(0, 0): whole}
+    await grow(bench, 20, since=600)
+    await until(lambda: grown.size == 620)
+    await signer.step()
+    assert signer.size == 620
+
+    # What begins with this one is proved by the spoiled tile.
+    signer.witnesses = Ahead(Checkpoint.parse(Note.parse(early.note).body))
+    await signer.step()
+    assert signer.refusal is None  # its hashes are those of the leaves meanwhile
+    await bench.stop()
+    tiles.delete_one({"_id": "0/0"})
+    tiles.insert_one({"_id": "0/0", "h": whole})
+    grown = bench.tree()
+    ahead, signer = signer.witnesses, bench.signer(grown)
+    signer.witnesses = ahead
+    await until(lambda: grown.size == 620)
+    await signer.step()
+    assert signer.refusal is None
+    tiles.delete_one({"_id": "0/0"})
+    await refused(signer, "tile")
+    await refused(signer, None)
+    assert tiles.find_one({"_id": "0/0"})["h"] == whole
 
 
 async def test_what_is_indexed_otherwise_than_signed_is_not_counted_on(
@@ -311,5 +384,4 @@ async def test_what_enough_witnesses_have_seen_is_shown_and_what_one_holds_is_no
     assert signer.refusal.code == "truncated"
     await grow(bench, 10, since=30)
     await until(lambda: grown.size == 40)
-    await signer.step()
-    assert signer.refusal.code == "diverged"
+    await refused(signer, "diverged")

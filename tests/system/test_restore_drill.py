@@ -227,7 +227,7 @@ async def unready(drill: Drill, service: str, what: str) -> str:
             missing: dict[str, str] = (
                 (await drill.http.get(f"{drill.stack.urls[service]}/readyz")).json().get("missing", {})
             )
-            if what in missing and "truncated" not in missing[what]:
+            if what in missing and missing[what].partition(":")[0] not in ("truncated", "tile"):
                 return missing[what].partition(":")[0]
         assert time.monotonic() < ends
         await asyncio.sleep(0.1)

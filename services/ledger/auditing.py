@@ -314,6 +314,8 @@ async def audit_store(
     report.checked += ["leaves", "order", "ordinals", "indexes", "heads", "tiles", *(["form"] if form else [])]
     if newest is None:
         report.unchecked["checkpoints"] = "尚未签过 / none was signed"
+        if trust.logs:
+            report.findings.say("unsigned")
     else:
         report.checked.append("checkpoints")
         if (behind := size - newest.size) > 0:

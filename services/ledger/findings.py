@@ -153,6 +153,7 @@ CODES: Mapping[str, tuple[str, str]] = {
         "流中 {field} 号消息与叶子不符：应为 {expected}，却是 {found}",
         "the stream's message {field} is not the leaf's: {expected} expected, {found} found",
     ),
+    "unsigned": ("有公钥，却没有一个检查点", "there is a key, and not one checkpoint is stored"),
     "unheld": (
         "总线上没有最后的检查点：它应有大小 {expected}，或其后的",
         "the bus holds no checkpoint of this log, and should hold that of size {expected} or one after it",

@@ -192,6 +192,20 @@ def rewrite(index: int, *, rehash: bool) -> Callable[[Data, Log], object]:
     return doing
 
 
+def rewrite_leaf(index: int, change: Callable[[dict[str, Any]], object]) -> Callable[[Data, Log], object]:
+    """Other bytes, with the hash that belongs to them."""
+
+    def doing(data: Data, log: Log) -> None:
+        held = data["events"].find_one({"_id": index})
+        assert held is not None
+        leaf = orjson.loads(held["b"])
+        change(leaf)
+        bytes_ = orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS)
+        data["events"].update_one({"_id": index}, {"$set": {"b": bytes_, "h": leaf_hash(bytes_)}})
+
+    return doing
+
+
 def edit_note(size: int, change: Callable[[Checkpoint], Checkpoint], by: str | None) -> Callable[[Data, Log], object]:
     """Another text in the place of a checkpoint: signed by whom it is said, or with the old signature."""
 
@@ -313,6 +327,22 @@ FAULTS: dict[str, tuple[Callable[[Data, Log], object], list[tuple[str, int | Non
     ),
     "a checkpoint that is no note": (
         lambda data, log: replace(data, "checkpoints", 200, note="trust me"), [("checkpoint_form", 200, "note")],
+    ),
+    "every checkpoint": (
+        lambda data, log: (data["checkpoints"].delete_many({}), data["cosigs"].delete_many({})),
+        [("unsigned", None, ""), ("unwitnessed", None, "most")],
+    ),
+    "more in a source, signed by nobody": (
+        rewrite_leaf(SIZE - 1, lambda leaf: leaf["src"].update(x=1)),
+        [("leaf_form", SIZE - 1, "src"), ("root", SIZE, f"[{SIZE - 57}, {SIZE})")],
+    ),
+    "a time that is none": (
+        rewrite_leaf(302, lambda leaf: leaf.update(recorded=f"{leaf['recorded'][:-2]}xZ")),
+        [("leaf_form", 302, "recorded"), ("leaf_changed", 302, "tile/0/001[46]")],
+    ),
+    "another reason for a reject": (
+        rewrite_leaf(REJECT, lambda leaf: leaf.update(reason="schema")),
+        [("reject_untrue", REJECT, "reason"), ("root", SIGNED[1], "[200, 600)")],
     ),
     "every cosignature of one witness": (
         lambda data, log: data["cosigs"].delete_many({"witness": "witness.b.test"}), [("unwitnessed", SIZE, "most")],

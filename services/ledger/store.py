@@ -17,9 +17,18 @@ from typing import Any, NamedTuple, Self
 import bson
 import orjson
 import pymongo
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne, WriteConcern
-from pymongo.errors import BulkWriteError, CursorNotFound, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    CursorNotFound,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
 from pymongo.read_concern import ReadConcern
 
 from services.ledger import leaves
@@ -34,6 +43,8 @@ DEADLINE_S = 10.0
 LATE_DEADLINE_S, LATE_BATCH = 300.0, 2000
 DUPLICATE_KEY = 11000
 CURSOR_MAX = 100_000
+REPLY_FULL = 15 * 2**20
+"""A reply of more bytes may be one that MongoDB ended at 16 MiB."""
 RARE = [kind for kind in leaves.KINDS if kind != leaves.EVENT]
 
 EVENT_INDEXES = (
@@ -54,6 +65,10 @@ CASE_INDEXES = (
 
 _HEAD = Struct("<iB4siB2si")
 """How a leaf's document begins: its length, `_id` (an int32), and the length of `b`."""
+_BATCH, _FRONT = b"\x04firstBatch\x00", 1000
+"""What stands before the documents in a reply, and within how many bytes."""
+_RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
+EMBEDDED = 0x03
 
 
 class StoreUnavailableError(UnavailableError):
@@ -655,9 +670,36 @@ class Store:
 
         Documents are not decoded: an audit packs what should be there, and two pieces of bytes are compared.
         """
+        documents: list[tuple[int, bytes, bytes]] = []
         with _asking(60):
-            by = self._events.find_raw_batches({"_id": {"$gte": since, "$lt": below}}, sort=[("_id", ASCENDING)])
-            return [document async for batch in by.batch_size(below - since) for document in _unpacked(batch)]
+            while since < below:
+                batch = await self._undecoded(since, below)
+                documents += _unpacked(batch)
+                if len(batch) <= REPLY_FULL:
+                    break
+                since = documents[-1][0] + 1
+        return documents
+
+    async def _undecoded(self, since: int, below: int) -> bytes:
+        """
+        The documents of a range as they came: a BSON array, which ends where MongoDB says (`REPLY_FULL`).
+
+        The driver's cursors make an object of every document, its raw batches too (4 µs); of a command's reply it makes one.
+        """
+        command: dict[str, Any] = {
+            "find": self._events.name,
+            "filter": {"_id": {"$gte": since, "$lt": below}},
+            "sort": {"_id": ASCENDING},
+            "batchSize": below - since,
+            "singleBatch": True,
+            "readConcern": {"level": "majority"},
+        }
+        try:
+            reply: Any = await self._database.command(command, codec_options=_RAW)
+        except ConnectionFailure:  # once more, as the driver does with a cursor's
+            reply = await self._database.command(command, codec_options=_RAW)
+        cursor = reply["cursor"].raw
+        return bytes(cursor[bytes(cursor[:_FRONT]).index(_BATCH) + len(_BATCH) :])
 
     async def signed(self, since: int, below: int) -> list[tuple[int, str]]:
         """Size and note of the checkpoints with since < size ≤ below."""
@@ -699,13 +741,20 @@ class Store:
 
 
 def _unpacked(batch: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """The documents of a raw batch. The driver writes `_id` and `b` first; where somebody has moved them, they are looked for."""
-    at = 0
-    while at < len(batch):
-        length, kind, name, index, bin_, key, size = _HEAD.unpack_from(batch, at)
-        end = at + length
-        if (kind, name, bin_, key) == (0x10, b"_id\x00", 0x05, b"b\x00"):
-            start = at + _HEAD.size + 1
+    """
+    The documents of a BSON array: index, leaf, and the rest packed.
+
+    The driver writes `_id` and `b` first; where somebody has moved them, they are looked for.
+    """
+    read, head = _HEAD.unpack_from, _HEAD.size
+    at, n, key, longer = 4, 0, 3, 10
+    while batch[at] == EMBEDDED:  # its type, its number in digits and a zero byte, the document
+        if n == longer:
+            key, longer = key + 1, longer * 10
+        n, at = n + 1, at + key
+        length, kind, name, index, bin_, field, size = read(batch, at)
+        start, end = at + head + 1, at + length
+        if kind == 0x10 and bin_ == 0x05 and name == b"_id\x00" and field == b"b\x00":
             yield index, batch[start : start + size], batch[start + size : end]
         else:
             document = bson.decode(batch[at:end])

@@ -2,7 +2,7 @@
 How fast an auditor looks at everything, from MongoDB and offline, and how much memory that takes.
 
 The limit of the first is the driver's cursor over the same whole documents, decoded and dropped; of the second a plain loop of
-SHA-256 over the same lines of a replay. Memory is that of `paidan ledger verify` in a process of its own (`--facts 1000000` for a million).
+SHA-256 over the same lines of a replay, whole lines as a file gives them. Memory is that of `paidan ledger verify` in a process of its own (`--facts 1000000` for a million).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def run(workshop: Workshop) -> list[Row]:
         newest = await store.checkpoint()
         assert newest
         replay = Replay(log.origin, Selection(), newest.size, note=newest.note)
-        copy = b"".join([chunk async for chunk in lines(store, replay, Cursors(bytes(32)))]).splitlines()
+        copy = b"".join([chunk async for chunk in lines(store, replay, Cursors(bytes(32)))]).splitlines(keepends=True)
         for n in range(rounds):
             for name, found in rates.items():
                 began = time.perf_counter()

@@ -3,8 +3,10 @@
 import asyncio
 import shutil
 from hashlib import sha256
+from typing import Any
 
 import orjson
+import pymongo
 import pytest
 import rfc8785
 
@@ -286,3 +288,13 @@ async def connected(bench: Bench) -> None:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+
+async def test_an_audit_reads_on_where_a_reply_is_full(bench: Bench) -> None:
+    """MongoDB ends a reply at 16 MiB, however many documents were asked for."""
+    with pymongo.MongoClient[dict[str, Any]](bench.mongo.admin_uri) as mongo:
+        leaves = [{"_id": n, "b": bytes([n % 256]) * 65_000, "k": "event"} for n in range(300)]
+        mongo[bench.database]["events"].insert_many(leaves)
+    found = await bench.store.audited(0, 300)
+    assert [(index, data[0], len(data)) for index, data, _ in found] == [(n, n % 256, 65_000) for n in range(300)]
+    assert {packed for _, _, packed in found} == {bench.store.pack({"k": "event"})}

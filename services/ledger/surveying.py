@@ -87,8 +87,10 @@ def brought(before: Register, after: Register, facts: Sequence[Fact]) -> list[tu
     for day in sorted(days)[-DAYS_MAX:]:
         known = set(survey(before, day, areas))
         for finding in survey(after, day, areas):
-            if finding not in known and finding.what not in ("undrawn", "unagreed"):
-                found.setdefault(finding, day)
+            was = before.area(finding.areas[0], day)
+            if finding in known or finding.what == "unagreed" or (finding.what == "undrawn" and was is None):
+                continue  # what is new may be drawn later; what had been drawn would be found no more
+            found.setdefault(finding, day)
     return [(day, finding) for finding, day in found.items()]
 
 

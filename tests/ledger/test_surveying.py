@@ -114,6 +114,17 @@ def test_a_change_is_told_what_it_brings_and_from_when_and_not_what_was_there() 
     ]
 
 
+def test_a_version_that_forgets_the_outline_is_told() -> None:
+    since = date(2026, 9, 1)
+    before = given(square("a", 0))
+    bare = square("a", 0, since=since).model_copy(update={"polygon": ()})
+    new = area("b", since=since)
+    after = given(*[v for held in before.areas.values() for v in held], bare, new)
+    assert [(day, each.what, each.areas) for day, each in brought(before, after, [bare, new])] == [
+        (since, "undrawn", ("a",))
+    ]
+
+
 def test_the_demos_borders_are_in_order() -> None:
     document = json.loads((Path(__file__).parents[2] / "deploy" / "demo" / "register.json").read_text())
     register = given(*(change.fact for change in diff(Register(), read(document))))

@@ -96,8 +96,8 @@ def rotate_key(
     if json_output:
         print_json(answer)
         return
-    for name in ("old", "new", "until"):
-        typer.echo(f"{name:<6}{answer[name]}")
+    for name, zh in (("old", "旧钥"), ("new", "新钥"), ("until", "同签至")):
+        typer.echo(f"{zh} / {name}  {answer[name]}")
     if dry_run:
         typer.echo("未改动 / nothing was changed")
     else:
@@ -160,7 +160,7 @@ def rotate(stack: Running, why: str, overlap: timedelta, *, dry_run: bool) -> di
 
     Returns: `old`, `new` (vkeys; of a dry run none), `from_size`, `until`.
     Raises:
-        SetupError: the ledger refused, or uses another key than the one in this folder.
+        SetupError: the ledger refused, uses another key than the one in this folder, or two keys sign already.
     """
     from services.ledger.notes import LOG, Key
 
@@ -177,6 +177,15 @@ def rotate(stack: Running, why: str, overlap: timedelta, *, dry_run: bool) -> di
             raise SetupError(
                 Said("账本使用的不是此目录的密钥", "the ledger uses another key than the one in this folder"),
                 Said("请核对 PAIDAN_SECRETS_DIR", "check its PAIDAN_SECRETS_DIR"),
+            )
+        signs_until = old.read_text().split()[1] if old.exists() else ""
+        if overlap and signs_until and datetime.fromisoformat(signs_until) > datetime.now(UTC):
+            raise SetupError(  # a third key would end the first one's days before they are over
+                Said(
+                    f"新旧密钥仍在同签，至 {signs_until}",
+                    f"the last key and the one before both sign until {signs_until}",
+                ),
+                Said("请届时再更换；失窃时用 --overlap-days 0", "rotate then; where one was stolen, --overlap-days 0"),
             )
         size = log["checkpoint"]["size"] if log["checkpoint"] else 0
         until = (datetime.now(UTC) + overlap).isoformat(timespec="seconds")

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from deploy import identities, signing
+from deploy.errors import SetupError
 from services.ledger import tree
 from services.ledger.checkpoints import Keys
 from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Verifier
@@ -170,6 +171,9 @@ async def test_a_rotation_is_on_record_and_may_be_broken_off_anywhere(
         monkeypatch.setattr(signing, "write_secret", real)
         done = await rotate("another why", 5)
         assert (done["old"], done["from_size"]) == (old, before.size)
+        with pytest.raises(SetupError, match="both sign until"):  # the first one was promised its days
+            await rotate("too soon", dry_run=True)
+        assert (await rotate("stolen", 0, dry_run=True))["old"] == done["new"]
         note = await signed(service, 10)
         log = (await service.http.get("/v1/log")).json()
         assert log["vkeys"] == [done["new"], old]

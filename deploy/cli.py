@@ -662,7 +662,10 @@ def ledger_redecide(
             with file.open("rb") as lines:
                 report = redeciding.redecide(lines, again, progress)
     except redeciding.UnreadableError as why:
-        raise SetupError(Said(why.zh, str(why)), Said("请重新取一份完整的重放", "take a whole replay")) from None
+        whole = "GET /v1/events?kinds=all"
+        raise SetupError(
+            Said(why.zh, str(why)), Said(f"请重新取一份完整的重放：{whole}", f"take a whole replay: {whole}")
+        ) from None
     except OSError as why:
         raise SetupError(
             Said(f"无法读取 {file}", f"{file} cannot be read ({why.strerror})"), Said("请检查路径", "check the path")

@@ -20,7 +20,7 @@ from shared.envelope import canonical
 from shared.errors import MalformedError, RefusedError
 from shared.problems import problem
 
-NARROWED = ("area", "request", "types", "event", "time_from", "time_to", "to")
+NARROWED = ("district", "area", "request", "types", "event", "time_from", "time_to", "to")
 """Filters of a replay that leave out what a file may rest on."""
 
 

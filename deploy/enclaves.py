@@ -15,6 +15,7 @@ from deploy.errors import Said, SetupError
 from services.ledger import enclaves, sheets
 from services.ledger.enclaves import Filing, Pin
 from services.ledger.notes import Checkpoint, Note, NoteError
+from services.ledger.receiving import IncompleteError, Received
 from services.ledger.tree import ProofError, verify_inclusion
 from shared.envelope import canonical
 from shared.errors import MalformedError, RefusedError
@@ -121,6 +122,8 @@ def _again(
         for entry in enclaves.entries(leaves(), area, size):
             filing.take(entry)
         return canonical(sheets.sheet(filing, pin, month) if month else filing.file(pin))
+    except IncompleteError as why:
+        raise _wrong(replay, why.zh, str(why)) from None
     except RefusedError as why:
         said = problem(why)
         raise SetupError(Said(said["title"], said["title_en"]), Said(said["detail"], said["detail_en"])) from None
@@ -142,12 +145,25 @@ def _moment(text: str) -> datetime:
 def _lines(replay: Path) -> tuple[dict[str, Any], Callable[[], Iterator[tuple[int, bytes]]]]:
     """The header of a replay, and its leaves as often as one likes; of those that were withheld there is nothing to read."""
     with replay.open("rb") as file:
-        header: dict[str, Any] = orjson.loads(file.readline())
-        last = b""
-        for line in file:
-            last = line
-    if not orjson.loads(last).get("end"):
+        first = file.readline()
+        header: dict[str, Any] = orjson.loads(first)
+        received = (
+            Received(first.rstrip(b"\n")) if "replay" in header else None
+        )  # an enclave's own leaves have no ordinals
+        last, lines = b"", -1
+        for last in file:
+            lines += 1
+            if received:
+                received.take([last.rstrip(b"\n")])
+    trailer = orjson.loads(last)
+    if not trailer.get("end"):
         raise _wrong(replay, "没有结尾，是截断的", "has no last line: it was cut short")
+    if trailer["count"] != lines or trailer["next"]:
+        raise _wrong(
+            replay, f"应有 {trailer['count']} 条，只有 {lines} 条", f"says {trailer['count']} lines, and has {lines}"
+        )
+    if received:
+        received.end()
     narrowed = [name for name in NARROWED if header.get("filter", {}).get(name) is not None]
     if narrowed or header.get("from"):
         raise _wrong(replay, "只是一部分", f"is a part only ({', '.join(narrowed) or 'from'})")

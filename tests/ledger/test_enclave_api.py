@@ -111,6 +111,10 @@ async def test_both_offices_get_the_same_bytes_and_make_them_again_from_their_ow
     cut.write_bytes(b"".join(replays[WUCHANG].read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(SetupError, match="cut short"):
         again.made(XINXIANG, data=tmp_path, replay=cut, theirs=made)
+    lines = replays[WUCHANG].read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:5] + lines[6:]))
+    with pytest.raises(SetupError, match="withheld"):
+        again.made(XINXIANG, data=tmp_path, replay=cut, theirs=made)
     part = tmp_path / "part.ndjson"
     part.write_bytes(await got(service, "/v1/events", WUCHANG, area=XINXIANG))
     with pytest.raises(SetupError, match="a part only"):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import nkeys
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from deploy.identities import Identities
 from deploy.servers import NatsServer
-from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader, Request
+from shared.bus import BATCH_MAX, Bus, Delivery, Fence, Message, Reader, Request, plain_headers
 from shared.errors import ConflictError, TooManyFactsError, UnavailableError
 from shared.lease import BUCKET
 from tests.conftest import Connect
@@ -32,6 +33,28 @@ async def all_of(reader: Reader, last: int, *, within_s: float = 15) -> list[Del
         got += await reader.wait(0.5)
         assert asyncio.get_running_loop().time() < ends, f"only {len(got)}, up to {reader.after}"
     return got
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Content-Type: application/cloudevents+json\r\nNats-Batch-Id: 01a2\r\nNats-Batch-Sequence: 3\r\n\r\n",
+        *(
+            b"",
+            b"\r\n",
+            b"a:b\r\n",
+            b"A:\tx \r\n",
+            b" B : y\r\n",
+            b"a b: c\r\n",
+            b"a\tb: c\r\n",
+            b"none\r\n",
+            b":v\r\n",
+        ),
+        *(b"\xff\xfe: z\r\nK: \xe4\xb8\r\nL: m\r\n", "标: y\r\nK: 值\r\n".encode(), b"K: 1\r\nK: 2\r\n", b"K: a:b\r\n"),
+    ],
+)
+def test_headers_are_read_as_the_library_reads_them(block: bytes) -> None:
+    assert (plain_headers(block) or {}) == Client._parse_header_lines(block)
 
 
 async def test_of_those_who_are_asked_all_are_heard(connect: Connect, bus: Bus) -> None:

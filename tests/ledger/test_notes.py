@@ -92,6 +92,7 @@ def test_groups_of_groups() -> None:
         ("log nonsense", "base64|vkey"),
         ("frobnicate", "not understood"),
     ],
+    ids=["too many", "unknown member", "twice", "name taken", "key again", "unknown quorum", "no vkey", "no word"],
 )
 def test_a_bad_policy_names_the_line(line: str, why: str) -> None:
     with pytest.raises(NoteError, match=f"line 7: .*({why})"):

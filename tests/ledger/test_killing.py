@@ -110,7 +110,7 @@ async def whole(stack: Stack, requests: int, seen: dict[int, Checkpoint]) -> Non
             grown.append(tree.leaf_hash(line[line.index(b":", 5) + 1 : -1]))
             if signed := seen.get(grown.size):
                 assert grown.root() == signed.root, f"the checkpoint of {grown.size} is contradicted"
-        assert len(seen) > 2
+        assert len(seen) > 1
         assert max(seen) == facts
         page = (await http.get("/v1/cases", params={"state": "closed", "limit": PAGE})).json()
         assert {case["id"] for case in page["cases"]} == {request_id(n) for n in range(requests - PAGE, requests)}

@@ -13,10 +13,10 @@ import orjson
 
 from deploy.errors import Said, SetupError
 from services.ledger import enclaves, sheets
+from services.ledger.audit.receiving import IncompleteError, Received
 from services.ledger.enclaves import Filing, Pin
-from services.ledger.notes import Checkpoint, Note, NoteError
-from services.ledger.receiving import IncompleteError, Received
-from services.ledger.tree import ProofError, verify_inclusion
+from services.ledger.log.notes import Checkpoint, Note, NoteError
+from services.ledger.log.tree import ProofError, verify_inclusion
 from shared.envelope import canonical
 from shared.errors import MalformedError, RefusedError
 from shared.problems import problem

@@ -14,7 +14,7 @@ from deploy.errors import Said, SetupError
 from deploy.options import DEFAULT_DATA, Data, print_json, read_json
 
 if TYPE_CHECKING:
-    from services.ledger.receiving import Received
+    from services.ledger.audit.receiving import Received
     from services.ledger.rounds import Fold
     from shared.facts import FormulaSet
 
@@ -111,7 +111,7 @@ def _again(
 ) -> dict[str, Any]:
     """The same answer from a replay alone."""
     from services.ledger import figures as computing
-    from services.ledger.notes import Note
+    from services.ledger.log.notes import Note
     from shared.envelope import canonical
 
     fold, received, asked["district"] = _folded(replay, asked["district"])
@@ -140,7 +140,7 @@ def _again(
 
 def _folded(replay: Path, district: str | None) -> "tuple[Fold, Received, str | None]":
     """What figures follow from in a replay, which must be whole, and whose it is. Raises SetupError."""
-    from services.ledger.receiving import IncompleteError, Received
+    from services.ledger.audit.receiving import IncompleteError, Received
     from services.ledger.rounds import Fold
 
     try:
@@ -176,7 +176,7 @@ def _formulas(file: Path) -> "FormulaSet":
     from pydantic import ValidationError
 
     from services.ledger.figures_api import WhatIf
-    from services.ledger.registering import check_formulas
+    from services.ledger.register.registering import check_formulas
     from shared.errors import RefusedError
     from shared.facts import FormulaSet
     from shared.problems import invalid, problem

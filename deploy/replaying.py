@@ -17,7 +17,7 @@ from deploy.options import DEFAULT_DATA, Data, Json
 
 if TYPE_CHECKING:
     from services.ledger.asof import Held
-    from services.ledger.receiving import Received
+    from services.ledger.audit.receiving import Received
 
 EVENTS = "/v1/events"
 LINES_AT_ONCE = 500
@@ -151,7 +151,7 @@ def replay(
 ) -> None:
     """逐步重放诉求、辖区或网格的经过 / what happened, step by step; to a file too."""
     from deploy.running import Running
-    from services.ledger.receiving import IncompleteError
+    from services.ledger.audit.receiving import IncompleteError
 
     if follow and (out or as_of):
         raise SetupError(
@@ -189,7 +189,7 @@ def written(
         SetupError: there is such a file, or it is none of a replay.
         IncompleteError: what came is not all of it; the file holds what came.
     """
-    from services.ledger.receiving import IncompleteError, Received
+    from services.ledger.audit.receiving import IncompleteError, Received
     from shared.envelope import canonical
 
     if file.exists() and not resume:
@@ -233,7 +233,7 @@ def written(
 
 def _taken_up(sink: Any, file: Path) -> "Received | None":
     """What a file holds, up to its last whole line, behind which it is cut; None where it holds nothing yet."""
-    from services.ledger.receiving import IncompleteError, Received
+    from services.ledger.audit.receiving import IncompleteError, Received
 
     received: Received | None = None
     end = 0
@@ -362,7 +362,7 @@ def told(
         SetupError: the ledger refused or is silent.
         IncompleteError: it is not all there.
     """
-    from services.ledger.receiving import Received
+    from services.ledger.audit.receiving import Received
 
     since, first = 0, True
     while True:
@@ -381,7 +381,7 @@ def told(
             elif not line.startswith(b'{"h":') and not teller.take(line):
                 return
         if received is None:
-            from services.ledger.receiving import IncompleteError
+            from services.ledger.audit.receiving import IncompleteError
 
             raise IncompleteError("什么也没有收到", "nothing came")
         received.end()

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from deploy.errors import Said, SetupError
-from services.ledger import leaves, mending
-from services.ledger.checkpoints import Keys
-from services.ledger.notes import NoteError
+from services.ledger.log import leaves, mending
+from services.ledger.log.checkpoints import Keys
+from services.ledger.log.notes import NoteError
 from services.ledger.store import Store
 from shared import streams
 from shared.bus import FORMERLY, STREAM, Bus, Delivery, Message

@@ -28,7 +28,7 @@ REFUSED = {
 
 def checkpoint(data: Data = DEFAULT_DATA, json_output: Json = False) -> None:
     """最新检查点 / the newest checkpoint: how long the log is, who signed."""
-    from services.ledger.notes import Checkpoint, Note
+    from services.ledger.log.notes import Checkpoint, Note
 
     stack = Running.find(data)
     log = stack.get("ledger", "/v1/log", {}, roles=["auditor"])
@@ -162,7 +162,7 @@ def rotate(stack: Running, why: str, overlap: timedelta, *, dry_run: bool) -> di
     Raises:
         SetupError: the ledger refused, uses another key than the one in this folder, or two keys sign already.
     """
-    from services.ledger.notes import LOG, Key
+    from services.ledger.log.notes import LOG, Key
 
     folder = stack.data / "secrets" / "ledger"
     current, old, following = (folder / f"ledger_signing_key{suffix}" for suffix in ("", "_old", "_next"))
@@ -206,7 +206,7 @@ def rotate(stack: Running, why: str, overlap: timedelta, *, dry_run: bool) -> di
 
 
 def _verified(note: Any, vkeys: list[str]) -> list[tuple[str, str | None]]:
-    from services.ledger.notes import Verifier
+    from services.ledger.log.notes import Verifier
 
     signed = note.verified(map(Verifier.parse, vkeys))
     return [

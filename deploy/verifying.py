@@ -17,8 +17,8 @@ import typer
 from deploy.errors import Said, SetupError
 
 if TYPE_CHECKING:
-    from services.ledger.auditing import Anchor, Report
-    from services.ledger.notes import Policy
+    from services.ledger.audit.auditing import Anchor, Report
+    from services.ledger.log.notes import Policy
 
 SHOWN_MAX = 20
 CHUNK_BYTES = 64 * 1024
@@ -81,9 +81,9 @@ def verify(
 
     公钥与策略应由别的途径取得，不要取自被核对的系统 / get vkey and policy by another way than from what you audit.
     """
-    from services.ledger import copies
-    from services.ledger.auditing import NothingToAuditError
-    from services.ledger.copies import NoCopyError
+    from services.ledger.audit import copies
+    from services.ledger.audit.auditing import NothingToAuditError
+    from services.ledger.audit.copies import NoCopyError
 
     if sum(each is not None for each in (mongodb, file, folder, url)) > 1:
         raise SetupError(
@@ -192,9 +192,9 @@ async def _online(
 ) -> "Report":
     """A database, and, of a running stack, the bus beside it."""
     from deploy.running import Running
-    from services.ledger import auditing
-    from services.ledger.auditing import Anchor
-    from services.ledger.notes import Policy, Verifier
+    from services.ledger.audit import auditing
+    from services.ledger.audit.auditing import Anchor
+    from services.ledger.log.notes import Policy, Verifier
     from services.ledger.store import Store, StoreUnavailableError
     from shared.errors import BusError
 
@@ -250,7 +250,7 @@ async def _online(
 
 def _trust(vkeys: list[str], policy: Path | None) -> "Policy":
     """Raises SetupError."""
-    from services.ledger.notes import NoteError, Policy, Verifier
+    from services.ledger.log.notes import NoteError, Policy, Verifier
 
     try:
         read = Policy.parse(policy.read_text()) if policy else Policy()
@@ -267,7 +267,7 @@ def _witnesses(given: list[str], trust: "Policy", log: str | None) -> "list[Anch
     """What witnesses hold: of a file, or as they serve it. Raises SetupError."""
     from hashlib import sha256
 
-    from services.ledger.auditing import Anchor
+    from services.ledger.audit.auditing import Anchor
 
     log = log or (trust.logs[0].name if trust.logs else None)
     anchors = []
@@ -316,7 +316,7 @@ def _lines(
     file: Path | None, url: str | None, token_file: Path | None, district: str | None
 ) -> Iterator[Iterator[bytes]]:
     """The lines of a replay. Raises SetupError."""
-    from services.ledger.receiving import IncompleteError, whole_lines
+    from services.ledger.audit.receiving import IncompleteError, whole_lines
 
     try:
         if file is not None:

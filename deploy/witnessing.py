@@ -22,7 +22,7 @@ def make_key(
     out: Annotated[Path, typer.Option(help="私钥写入此文件 / where the private key goes")] = Path("witness.key"),
 ) -> None:
     """生成见证密钥并显示公钥 / make a key; what it prints is public."""
-    from services.ledger.notes import COSIGNATURE, Key, NoteError
+    from services.ledger.log.notes import COSIGNATURE, Key, NoteError
 
     try:
         key = Key.make(name, COSIGNATURE)
@@ -58,7 +58,7 @@ def run(
 
     只为延续其留存记录的检查点副署 / cosigns a checkpoint only if it continues the one it holds.
     """
-    from services.ledger import witness
+    from services.ledger.log import witness
     from shared import telemetry
     from shared.errors import PaidanError
 

@@ -3,7 +3,7 @@ The register (台账) as every service sees it: a fold of `register.*` facts.
 
 Areas have dated owners, so "who serves this place" always asks for a day; `Register.at` is the whole register of one day. What was
 known when, corrections left aside, is a fold of fewer facts. Building facts from a document and applying them is the ledger's
-business (`services/ledger/registering.py`).
+business (`services/ledger/register/registering.py`).
 """
 
 from __future__ import annotations

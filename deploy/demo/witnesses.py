@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.ledger.checkpoints import Keys
-from services.ledger.notes import COSIGNATURE, Key
-from services.ledger.witness import Memory, Witness, follow
+from services.ledger.log.checkpoints import Keys
+from services.ledger.log.notes import COSIGNATURE, Key
+from services.ledger.log.witness import Memory, Witness, follow
 from shared.bus import Bus
 
 ORIGIN = "paidan.local/main/1"

@@ -11,18 +11,19 @@ from typing import Any
 
 import uvloop
 
-from services.ledger import api, precedents
+from services.ledger import api
 from services.ledger.api import Ledger
-from services.ledger.checkpoints import Keys, Signer
-from services.ledger.cosigning import QUERIES, Cosigning
-from services.ledger.growing import Tree
-from services.ledger.ingesting import Ingest
-from services.ledger.leaves import ForeignLogError, Leaf
-from services.ledger.mending import UnsoundError, mend_tiles
-from services.ledger.notes import NoteError, Policy
+from services.ledger.log.checkpoints import Keys, Signer
+from services.ledger.log.cosigning import QUERIES, Cosigning
+from services.ledger.log.growing import Tree
+from services.ledger.log.ingesting import Ingest
+from services.ledger.log.leaves import ForeignLogError, Leaf
+from services.ledger.log.mending import UnsoundError, mend_tiles
+from services.ledger.log.notes import NoteError, Policy
+from services.ledger.log.recounting import Recount
 from services.ledger.projecting import Projector, RebuildLostError, rebuild
-from services.ledger.recounting import Recount
-from services.ledger.registering import Registry
+from services.ledger.register import precedents
+from services.ledger.register.registering import Registry
 from services.ledger.replay import Cursors
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store

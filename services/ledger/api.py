@@ -12,7 +12,7 @@ import orjson
 from fastapi import FastAPI, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.ledger import cases, enclave_api, export_api, figures_api, publishing, register_api
+from services.ledger import cases, enclave_api, export_api, figures_api
 from services.ledger.acting import Acts
 from services.ledger.asking import (
     Admin,
@@ -25,15 +25,17 @@ from services.ledger.asking import (
     district_of,
 )
 from services.ledger.asof import case_at, cases_at
-from services.ledger.checkpoints import Signer
 from services.ledger.events import AsOf, At
 from services.ledger.events import add_routes as add_event_routes
-from services.ledger.ingesting import Ingest
-from services.ledger.leaves import GAP, KINDS, RESET
+from services.ledger.log import publishing
+from services.ledger.log.checkpoints import Signer
+from services.ledger.log.ingesting import Ingest
+from services.ledger.log.leaves import GAP, KINDS, RESET
 from services.ledger.pinning import size_at
 from services.ledger.projecting import Projector
-from services.ledger.register_api import Sentence
-from services.ledger.registering import Registry
+from services.ledger.register import register_api
+from services.ledger.register.register_api import Sentence
+from services.ledger.register.registering import Registry
 from services.ledger.replay import Cursors
 from services.ledger.store import Selection, Store
 from shared.auth import EVERYWHERE, Doorkeeper

@@ -18,7 +18,7 @@ import orjson
 
 from services.ledger import cases
 from services.ledger.cases import Case
-from services.ledger.leaves import EVENT
+from services.ledger.log.leaves import EVENT
 from services.ledger.store import Selection
 from shared.envelope import Envelope, opened
 from shared.facts import CATALOGUE, RequestReopened, TaskHandedOver, TaskOpened

@@ -14,7 +14,7 @@ from services.ledger import enclaves, pinning, sheets
 from services.ledger.asking import Ndjson, Scans
 from services.ledger.enclaves import Enclave, Entry, Filing, Pin, entries
 from services.ledger.events import AsOf
-from services.ledger.notes import Note
+from services.ledger.log.notes import Note
 from services.ledger.replay import types_named
 from services.ledger.store import Selection, Store
 from shared.access import allowed

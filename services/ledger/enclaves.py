@@ -24,7 +24,7 @@ import orjson
 
 from services.ledger import cases
 from services.ledger.cases import Case, moment
-from services.ledger.tree import leaf_hash
+from services.ledger.log.tree import leaf_hash
 from shared.envelope import Envelope, canonical, opened
 from shared.errors import RefusedError
 from shared.facts import (

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, AwareDatetime
 
 from services.ledger.asking import AreaGiven, District, Ndjson, Office, Reader, Scans, district_of
 from services.ledger.asof import state_at
-from services.ledger.leaves import EVENT, KINDS
+from services.ledger.log.leaves import EVENT, KINDS
 from services.ledger.losses import Losses
 from services.ledger.pinning import pin, size_at, vouched
 from services.ledger.proving import Kind, Proofs

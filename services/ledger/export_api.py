@@ -15,9 +15,9 @@ from services.ledger.events import AsOf, Moment, begun, resumed
 from services.ledger.exporting.reading import Ground
 from services.ledger.exporting.streaming import VERSION, Export, Format, behind, document, exporter, writer
 from services.ledger.exporting.writing import Writer
+from services.ledger.log.notes import Note
 from services.ledger.losses import Losses
-from services.ledger.notes import Note
-from services.ledger.register_api import Sentence
+from services.ledger.register.register_api import Sentence
 from services.ledger.replay import Replay, scopes_of, types_named
 from services.ledger.store import Selection
 from shared.auth import EVERYWHERE, Caller

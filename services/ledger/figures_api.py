@@ -16,9 +16,9 @@ from services.ledger import figures, pinning
 from services.ledger.acting import Acts, shown
 from services.ledger.asking import AreaGiven, District, Scans, district_of
 from services.ledger.figures import DEFAULT, By, Pin, Question
-from services.ledger.notes import Note
-from services.ledger.register_api import Sentence
-from services.ledger.registering import check_formulas
+from services.ledger.log.notes import Note
+from services.ledger.register.register_api import Sentence
+from services.ledger.register.registering import check_formulas
 from services.ledger.replay import types_named
 from services.ledger.rounds import FOLLOWED, Fold
 from services.ledger.store import Selection

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import orjson
 
-from services.ledger import leaves
+from services.ledger.log import leaves
 from services.ledger.store import Selection, Signed
 from shared.errors import RefusedError
 

@@ -18,8 +18,8 @@ import orjson
 
 from services.ledger import cases
 from services.ledger.cases import Case
-from services.ledger.handing import Handed
-from services.ledger.leaves import EVENT, GAP, Leaf
+from services.ledger.log.handing import Handed
+from services.ledger.log.leaves import EVENT, GAP, Leaf
 from services.ledger.store import Projected, Selection, Store, StoreUnavailableError
 from shared.envelope import Envelope, opened
 from shared.telemetry import logger

@@ -6,8 +6,8 @@ import asyncio
 from base64 import b64encode
 from typing import Literal
 
-from services.ledger import tree
-from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH, ReadTile, Tile
+from services.ledger.log import tree
+from services.ledger.log.tree import TILE_HEIGHT, TILE_WIDTH, ReadTile, Tile
 from shared.envelope import canonical
 
 Kind = Literal["none", "tiles", "each"]

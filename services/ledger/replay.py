@@ -20,12 +20,12 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from services.ledger import heads
-from services.ledger.leaves import EVENT
+from services.ledger.audit.receiving import VERSION
+from services.ledger.log import heads
+from services.ledger.log.leaves import EVENT
+from services.ledger.log.tree import leaf_hash
 from services.ledger.proving import Proofs
-from services.ledger.receiving import VERSION
 from services.ledger.store import Selection
-from services.ledger.tree import leaf_hash
 from shared.envelope import canonical
 from shared.errors import RefusedError
 from shared.facts import CATALOGUE, HUB

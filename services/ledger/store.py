@@ -31,11 +31,11 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from services.ledger import leaves
 from services.ledger.cases import Case
-from services.ledger.heads import UncountedError
-from services.ledger.leaves import First, Leaf
-from services.ledger.tree import Tile
+from services.ledger.log import leaves
+from services.ledger.log.heads import UncountedError
+from services.ledger.log.leaves import First, Leaf
+from services.ledger.log.tree import Tile
 from shared.errors import PaidanError, UnavailableError
 from shared.facts import HUB
 

@@ -14,9 +14,9 @@ import time
 from contextlib import suppress
 from hashlib import sha256
 
-from services.ledger.auditing import BATCH, Report, audit_store
-from services.ledger.copies import audit_replay
-from services.ledger.notes import Policy
+from services.ledger.audit.auditing import BATCH, Report, audit_store
+from services.ledger.audit.copies import audit_replay
+from services.ledger.log.notes import Policy
 from services.ledger.replay import Cursors, Replay, lines
 from services.ledger.store import Selection
 from tests.bench.harness import ROOT, Row, Workshop, resident_mib

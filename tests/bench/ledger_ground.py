@@ -12,8 +12,8 @@ from typing import Any
 import pymongo
 
 from deploy.servers import DATABASE, MongoServer, NatsServer, free_port
-from services.ledger.checkpoints import Keys
-from services.ledger.notes import Verifier
+from services.ledger.log.checkpoints import Keys
+from services.ledger.log.notes import Verifier
 from services.ledger.store import Store
 from shared.bus import BATCH_MAX, Bus, Message
 from tests.bench.harness import Workshop, end, start_python, until

@@ -15,8 +15,8 @@ from typing import Any
 import pymongo
 
 from deploy.servers import MongoServer
-from services.ledger import leaves
-from services.ledger.leaves import Prefix
+from services.ledger.log import leaves
+from services.ledger.log.leaves import Prefix
 from shared.bus import Delivery
 from shared.facts import instant
 from tests.bench.ground import DISTRICT, request

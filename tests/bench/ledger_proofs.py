@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from pymerkle import InmemoryTree, verify_inclusion
 
-from services.ledger import tree
-from services.ledger.tree import Edge, Tile, Tiles
+from services.ledger.log import tree
+from services.ledger.log.tree import Edge, Tile, Tiles
 from tests.bench.harness import Row, Workshop
 
 LEAVES = 100_000

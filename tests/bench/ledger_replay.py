@@ -14,7 +14,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.read_concern import ReadConcern
 
 from deploy.servers import DATABASE
-from services.ledger.receiving import Received
+from services.ledger.audit.receiving import Received
 from services.ledger.replay import CHUNK, Cursors, Replay, lines
 from services.ledger.store import Selection, Store
 from tests.bench.harness import Row, Workshop

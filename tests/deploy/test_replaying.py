@@ -9,9 +9,9 @@ import pytest
 
 from deploy.errors import SetupError
 from deploy.replaying import STATES, WORDS, Teller, summed_up, told, written
+from services.ledger.audit.receiving import IncompleteError
 from services.ledger.cases import State
 from services.ledger.pinning import pin
-from services.ledger.receiving import IncompleteError
 from services.ledger.replay import Cursors, Replay, lines
 from services.ledger.store import Selection
 from shared.facts import CATALOGUE

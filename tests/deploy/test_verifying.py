@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from deploy.cli import app
 from deploy.errors import SetupError
-from services.ledger.receiving import LINE_MAX
+from services.ledger.audit.receiving import LINE_MAX
 from services.ledger.store import Selection
 from shared.facts import HUB
 from tests.ledger.examples import QINGSHAN, WUCHANG, life

@@ -9,12 +9,12 @@ import pytest
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
-from services.ledger.checkpoints import Keys, Signer
-from services.ledger.growing import Tree
-from services.ledger.ingesting import Ingest
-from services.ledger.leaves import Leaf
+from services.ledger.log.checkpoints import Keys, Signer
+from services.ledger.log.growing import Tree
+from services.ledger.log.ingesting import Ingest
+from services.ledger.log.leaves import Leaf
+from services.ledger.log.recounting import Recount
 from services.ledger.projecting import Projector
-from services.ledger.recounting import Recount
 from services.ledger.store import Selection, Store
 from shared import streams
 from shared.bus import Bus, Message

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from services.ledger import heads, leaves
 from services.ledger.cases import Case
-from services.ledger.leaves import Leaf, Prefix
+from services.ledger.log import heads, leaves
+from services.ledger.log.leaves import Leaf, Prefix
 from services.ledger.projecting import fold, stored_leaf
 from services.ledger.store import Selection, Signed
 from shared.bus import Delivery

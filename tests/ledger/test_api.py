@@ -18,10 +18,10 @@ from deploy.servers import free_port
 from services.ledger import api
 from services.ledger.__main__ import run
 from services.ledger.api import Ledger
-from services.ledger.growing import Tree
-from services.ledger.ingesting import Ingest
+from services.ledger.log.growing import Tree
+from services.ledger.log.ingesting import Ingest
 from services.ledger.projecting import Projector
-from services.ledger.registering import Registry
+from services.ledger.register.registering import Registry
 from services.ledger.replay import Cursors
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Selection, StoreUnavailableError

@@ -10,14 +10,14 @@ import orjson
 import pymongo
 import pytest
 
-from services.ledger import heads, ingesting, notes, tree
-from services.ledger.checkpoints import BUCKET, Keys, Signer
-from services.ledger.cosigning import Cosigning
-from services.ledger.leaves import recorded_ns
-from services.ledger.notes import Checkpoint, Key, Note, Policy
-from services.ledger.publishing import in_numbers, published
+from services.ledger.log import heads, ingesting, notes, tree
+from services.ledger.log.checkpoints import BUCKET, Keys, Signer
+from services.ledger.log.cosigning import Cosigning
+from services.ledger.log.leaves import recorded_ns
+from services.ledger.log.notes import Checkpoint, Key, Note, Policy
+from services.ledger.log.publishing import in_numbers, published
+from services.ledger.log.tree import Tile
 from services.ledger.store import Selection, Signed
-from services.ledger.tree import Tile
 from shared.bus import Bus
 from tests.ledger.conftest import ORIGIN, Bench
 from tests.ledger.examples import QINGSHAN, WUCHANG, message, submitted

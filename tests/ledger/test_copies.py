@@ -14,15 +14,16 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.ledger import copies, heads, notes
-from services.ledger.auditing import Anchor, Report
-from services.ledger.copies import NoCopyError
-from services.ledger.notes import COSIGNATURE, Key, Note, Policy
+from services.ledger.audit import copies
+from services.ledger.audit.auditing import Anchor, Report
+from services.ledger.audit.copies import NoCopyError
+from services.ledger.audit.receiving import TILES_MAX
+from services.ledger.log import heads, notes
+from services.ledger.log.notes import COSIGNATURE, Key, Note, Policy
+from services.ledger.log.tree import Tile, Tiles, leaf_hash, tiles_of
 from services.ledger.proving import Kind, Proofs
-from services.ledger.receiving import TILES_MAX
 from services.ledger.replay import Cursors, Replay, lines
 from services.ledger.store import Selection
-from services.ledger.tree import Tile, Tiles, leaf_hash, tiles_of
 from shared.facts import HUB
 from tests.ledger.examples import QINGSHAN, WUCHANG, life
 from tests.ledger.memory import ORIGIN, Memory

@@ -15,8 +15,8 @@ from deploy import enclaves as again
 from deploy.cli import app
 from deploy.errors import SetupError
 from services.ledger.enclaves import read, sealed
-from services.ledger.notes import Checkpoint
-from services.ledger.tree import verify_inclusion
+from services.ledger.log.notes import Checkpoint
+from services.ledger.log.tree import verify_inclusion
 from shared.envelope import canonical
 from tests.examples import AGREEMENT, HONGSHAN, QINGSHAN, REGISTER, WUCHANG, XINXIANG, envelope, id_of, submitted
 from tests.ledger.examples import message

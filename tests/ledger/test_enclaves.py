@@ -25,10 +25,11 @@ from services.dispatch.commands import (
     Rule,
     Sign,
 )
-from services.ledger import enclaves, leaves, sheets
+from services.ledger import enclaves, sheets
 from services.ledger.enclaves import Filing, Pin
-from services.ledger.leaves import Prefix
-from services.ledger.tree import leaf_hash
+from services.ledger.log import leaves
+from services.ledger.log.leaves import Prefix
+from services.ledger.log.tree import leaf_hash
 from shared.bus import Delivery
 from shared.envelope import Envelope, canonical
 from shared.errors import RefusedError

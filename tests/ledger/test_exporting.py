@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from lxml import etree
 
-from services.ledger import heads, notes, tree
 from services.ledger.exporting import as_parquet, streaming
 from services.ledger.exporting.as_csv import guarded
 from services.ledger.exporting.checking import CutShortError, checked
 from services.ledger.exporting.reading import Ground
 from services.ledger.exporting.streaming import Export, Format, ShortExportError, behind, document, writer
+from services.ledger.log import heads, notes, tree
 from services.ledger.pinning import pin
 from services.ledger.replay import Replay, scopes_of
 from services.ledger.store import Selection

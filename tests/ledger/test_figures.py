@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.ledger import figures, leaves
+from services.ledger import figures
 from services.ledger.figures import DEFAULT, Pin, Question, answer, buildings
-from services.ledger.leaves import Prefix
+from services.ledger.log import leaves
+from services.ledger.log.leaves import Prefix
 from services.ledger.rounds import FOLLOWED, Fold
 from shared.bus import Delivery
 from shared.envelope import Envelope

@@ -12,9 +12,9 @@ import rfc8785
 
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
-from services.ledger import leaves
-from services.ledger.ingesting import Ingest
-from services.ledger.leaves import ForeignLogError
+from services.ledger.log import leaves
+from services.ledger.log.ingesting import Ingest
+from services.ledger.log.leaves import ForeignLogError
 from services.ledger.store import Selection, Store
 from shared import streams
 from shared.bus import Bus, Delivery, Message

@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from deploy.stack import Stack
-from services.ledger import tree
-from services.ledger.checkpoints import BUCKET
-from services.ledger.notes import Checkpoint, Note
+from services.ledger.log import tree
+from services.ledger.log.checkpoints import BUCKET
+from services.ledger.log.notes import Checkpoint, Note
 from shared.bus import Bus, Message
 from shared.errors import BusError
 from tests.ledger.examples import WUCHANG, life, message, request_id

@@ -9,8 +9,8 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.ledger import heads, leaves, tree
-from services.ledger.leaves import First, Leaf, Prefix
+from services.ledger.log import heads, leaves, tree
+from services.ledger.log.leaves import First, Leaf, Prefix
 from shared.bus import Delivery
 from shared.facts import InputRefused, TaskAccepted
 from tests.ledger.examples import LI, QINGSHAN, WUCHANG, about, event, life, message, request_id, submitted, task_id

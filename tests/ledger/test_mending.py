@@ -8,7 +8,7 @@ from typing import Any
 import pymongo
 import pytest
 
-from services.ledger.mending import UnsoundError, mend_tiles
+from services.ledger.log.mending import UnsoundError, mend_tiles
 from services.ledger.store import Store
 from tests.ledger.conftest import Bench
 from tests.ledger.test_checkpoints import database, grow, until

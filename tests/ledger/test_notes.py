@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
-from services.ledger.tree import EMPTY
+from services.ledger.log.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
+from services.ledger.log.tree import EMPTY
 
 ORIGIN = "ledger.example/main/1"
 LOG = Key.make(ORIGIN)

@@ -12,8 +12,8 @@ from typing import Any
 
 from deploy.identities import Identities
 from deploy.servers import NatsServer
-from services.ledger import precedents
-from services.ledger.registering import Registry
+from services.ledger.register import precedents
+from services.ledger.register.registering import Registry
 from shared import streams
 from shared.bus import Bus, Message
 from shared.facts import ConferralEnded, ConferralRuled, PrecedentSet

@@ -14,10 +14,10 @@ import pytest
 
 from deploy import identities, signing
 from deploy.errors import SetupError
-from services.ledger import tree
-from services.ledger.checkpoints import Keys
-from services.ledger.notes import Checkpoint, Note, NoteError, Policy, Verifier
-from services.ledger.tree import Tile
+from services.ledger.log import tree
+from services.ledger.log.checkpoints import Keys
+from services.ledger.log.notes import Checkpoint, Note, NoteError, Policy, Verifier
+from services.ledger.log.tree import Tile
 from tests.ledger.conftest import ORIGIN
 from tests.ledger.examples import WUCHANG, life, message
 from tests.ledger.test_api import Service, service  # noqa: F401

@@ -5,7 +5,7 @@ from datetime import date
 
 import orjson
 
-from services.ledger.recalling import Recall
+from services.ledger.register.recalling import Recall
 from services.ledger.store import Selection
 from shared.facts import RegisterApplied, RegisterFact
 from tests.examples import HONGSHAN, QINGSHAN, WUCHANG, XINXIANG, area, envelope

@@ -12,7 +12,7 @@ import pytest
 from deploy.identities import Identities
 from deploy.servers import NatsServer
 from services.ledger.figures import DEFAULT
-from services.ledger.registering import Registry, as_document, batches, diff, digest, read
+from services.ledger.register.registering import Registry, as_document, batches, diff, digest, read
 from shared import streams
 from shared.bus import Bus, Message
 from shared.envelope import Envelope, canonical

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ledger import heads, notes, replay, tree
+from services.ledger import replay
+from services.ledger.audit.receiving import IncompleteError, Received, whole_lines
 from services.ledger.events import zipped
+from services.ledger.log import heads, notes, tree
 from services.ledger.losses import Losses
 from services.ledger.pinning import Pin, pin, size_at
 from services.ledger.proving import Proofs
-from services.ledger.receiving import IncompleteError, Received, whole_lines
 from services.ledger.replay import Cursors, Replay, lines, scopes_of
 from services.ledger.store import Selection
 from shared.errors import RefusedError

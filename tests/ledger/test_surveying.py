@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.ledger.outlining import geojson, outlines
-from services.ledger.registering import diff, read
-from services.ledger.surveying import brought, survey
+from services.ledger.register.outlining import geojson, outlines
+from services.ledger.register.registering import diff, read
+from services.ledger.register.surveying import brought, survey
 from shared.errors import RefusedError
 from shared.facts import AgreementSet, AreaSet, RegisterFact
 from shared.register import Register

@@ -22,12 +22,13 @@ from deploy.cli import app
 from deploy.errors import SetupError
 from deploy.identities import Identities
 from deploy.servers import MongoServer, NatsServer
-from services.ledger import auditing, notes
-from services.ledger.auditing import Anchor, Report
-from services.ledger.checkpoints import Keys
-from services.ledger.notes import COSIGNATURE, LOG, Checkpoint, Key, Note, Policy
+from services.ledger.audit import auditing
+from services.ledger.audit.auditing import Anchor, Report
+from services.ledger.log import notes
+from services.ledger.log.checkpoints import Keys
+from services.ledger.log.notes import COSIGNATURE, LOG, Checkpoint, Key, Note, Policy
+from services.ledger.log.tree import leaf_hash
 from services.ledger.store import Store
-from services.ledger.tree import leaf_hash
 from shared import streams
 from shared.bus import Bus
 from shared.envelope import Envelope

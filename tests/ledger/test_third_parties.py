@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from services.ledger import notes, tree
-from services.ledger.notes import Key, Note
-from services.ledger.publishing import PROOF
-from services.ledger.tree import Tile, Tiles
+from services.ledger.log import notes, tree
+from services.ledger.log.notes import Key, Note
+from services.ledger.log.publishing import PROOF
+from services.ledger.log.tree import Tile, Tiles
 
 PROGRAM = Path(__file__).parents[2] / "docs" / "audit" / "verify.go"
 PACKAGES = Path("/usr/share/gocode")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymerkle import InmemoryTree
 
-from services.ledger import tree
-from services.ledger.tree import EMPTY, Edge, ProofError, Tile, Tiles
+from services.ledger.log import tree
+from services.ledger.log.tree import EMPTY, Edge, ProofError, Tile, Tiles
 
 LEAVES = [tree.leaf_hash(b"leaf %d" % n) for n in range(1100)]
 

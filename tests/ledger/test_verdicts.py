@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from services.ledger import leaves
+from services.ledger.log import leaves
 from shared.bus import Delivery
 from shared.envelope import EVENT_BYTES_MAX
 from shared.facts import CATALOGUE

@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from services.ledger import heads, leaves, notes
-from services.ledger.findings import Finding
-from services.ledger.leaves import Leaf, Prefix, Read
-from services.ledger.notes import Checkpoint
+from services.ledger.audit.findings import Finding
+from services.ledger.audit.verifying import Audit
+from services.ledger.log import heads, leaves, notes
+from services.ledger.log.leaves import Leaf, Prefix, Read
+from services.ledger.log.notes import Checkpoint
+from services.ledger.log.tree import Edge, Tile, Tiles, leaf_hash
 from services.ledger.store import Store, document_of
-from services.ledger.tree import Edge, Tile, Tiles, leaf_hash
-from services.ledger.verifying import Audit
 from shared.bus import Delivery
 from tests.ledger.examples import QINGSHAN, WUCHANG, life, message, request_id, submitted
 

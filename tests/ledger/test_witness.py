@@ -19,12 +19,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from deploy.servers import free_port
-from services.ledger import tree
-from services.ledger.cosigning import Cosigning
-from services.ledger.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
+from services.ledger.log import tree
+from services.ledger.log.cosigning import Cosigning
+from services.ledger.log.notes import COSIGNATURE, Checkpoint, Key, Note, NoteError, Policy, Verifier, checkpoint
+from services.ledger.log.tree import Tile, Tiles
+from services.ledger.log.witness import EVIDENCE_MAX, Asked, HeldElsewhereError, Memory, Witness, judge, origin_hash
 from services.ledger.store import Signed
-from services.ledger.tree import Tile, Tiles
-from services.ledger.witness import EVIDENCE_MAX, Asked, HeldElsewhereError, Memory, Witness, judge, origin_hash
 from shared.errors import RefusedError
 
 ORIGIN = "ledger.example/main/1"
@@ -334,7 +334,7 @@ async def test_only_witnesses_that_the_policy_names_count() -> None:
 
 async def test_how_long_a_checkpoint_waits_for_its_witnesses_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("services.ledger.cosigning.monotonic", lambda: now)
+    monkeypatch.setattr("services.ledger.log.cosigning.monotonic", lambda: now)
     made = cosigning(f"log {LOG.verifier.text}\nwitness a {WITNESS.verifier.text}\nquorum a", Kept())
     assert REGISTRY.get_sample_value("paidan_ledger_uncosigned_seconds") == 0
     for size in (100, 200, 100):

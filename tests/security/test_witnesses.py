@@ -3,11 +3,11 @@
 import asyncio
 from pathlib import Path
 
-from services.ledger import tree
-from services.ledger.cosigning import QUERIES, Cosigning
-from services.ledger.notes import COSIGNATURE, Key, Note, Policy, checkpoint
+from services.ledger.log import tree
+from services.ledger.log.cosigning import QUERIES, Cosigning
+from services.ledger.log.notes import COSIGNATURE, Key, Note, Policy, checkpoint
+from services.ledger.log.witness import Memory, Witness, follow
 from services.ledger.store import Signed
-from services.ledger.witness import Memory, Witness, follow
 from shared.bus import Bus, Request
 from tests.examples import QINGSHAN, WUCHANG
 from tests.security.bus_world import World

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.ledger import leaves
+from services.ledger.log import leaves
 from shared.bus import Delivery
 from shared.envelope import decode
 from shared.errors import MalformedError

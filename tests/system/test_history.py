@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from services.ledger import leaves
+from services.ledger.log import leaves
 from shared.bus import Delivery
 from shared.envelope import Envelope
 from shared.facts import (

@@ -15,7 +15,7 @@ import pytest
 from services.dispatch.commands import Enrol, HandOver, Sign
 from services.intake.model import Location
 from services.intake.places import Places, standing
-from services.ledger.surveying import survey
+from services.ledger.register.surveying import survey
 from shared.facts import AgreementSet, AreaSet, DistrictSet, PrecedentSet, RegisterFact
 from shared.register import Register
 from tests.dispatch.offices import CITY, City

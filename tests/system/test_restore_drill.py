@@ -22,8 +22,8 @@ from deploy.cli import PEOPLES_PACE
 from deploy.errors import SetupError
 from deploy.servers import DATABASE
 from deploy.stack import Stack
-from services.ledger import tree
-from services.ledger.notes import Checkpoint, Note
+from services.ledger.log import tree
+from services.ledger.log.notes import Checkpoint, Note
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,7 +15,7 @@ from services.ledger import asof, cases
 from services.ledger.cases import Case
 from services.ledger.exporting.reading import Ground, Row, Scalar, scalars
 from services.ledger.exporting.writing import Pass, Writer
-from services.ledger.leaves import recorded_ns
+from services.ledger.log.leaves import recorded_ns
 from shared.envelope import canonical
 from shared.facts import HUB
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from services.ledger.exporting.reading import Ground, Row
 from services.ledger.exporting.writing import Writer
-from services.ledger.leaves import recorded_ns
+from services.ledger.log.leaves import recorded_ns
 from shared.envelope import canonical
 from shared.errors import RefusedError
 

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from services.ledger.exporting.as_csv import BOM, COLUMNS, END
-from services.ledger.notes import Checkpoint, Note
-from services.ledger.tree import Edge, leaf_hash
+from services.ledger.log.notes import Checkpoint, Note
+from services.ledger.log.tree import Edge, leaf_hash
 from shared.errors import PaidanError
 
 

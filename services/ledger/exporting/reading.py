@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from services.ledger.leaves import EVENT
+from services.ledger.log.leaves import EVENT
+from services.ledger.log.tree import leaf_hash
 from services.ledger.replay import types_named
 from services.ledger.store import Selection
-from services.ledger.tree import leaf_hash
 from shared.envelope import opened
 from shared.facts import CATALOGUE, HUB, NOWHERE, AreaSet
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from services.ledger.exporting.reading import Ground, Row, row
 from services.ledger.exporting.writing import Writer
-from services.ledger.leaves import EVENT
+from services.ledger.log.leaves import EVENT
 from services.ledger.replay import CHUNK, Replay
 from services.ledger.store import Selection
 from shared.errors import PaidanError

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from services.ledger import heads
-from services.ledger.findings import FINDINGS_MAX, Findings
-from services.ledger.leaves import (
+from services.ledger.audit.findings import FINDINGS_MAX, Findings
+from services.ledger.log import heads
+from services.ledger.log.leaves import (
     CONFLICT,
     DUP,
     EVENT,
@@ -33,8 +33,8 @@ from services.ledger.leaves import (
     RESET,
     VERSION,
 )
-from services.ledger.notes import Checkpoint
-from services.ledger.tree import HASH_BYTES, TILE_WIDTH, Edge, Tile, node_hash, split
+from services.ledger.log.notes import Checkpoint
+from services.ledger.log.tree import HASH_BYTES, TILE_WIDTH, Edge, Tile, node_hash, split
 from shared.bus import STREAM
 from shared.envelope import canonical as canonical_json
 

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import shapely
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.ledger.surveying import brought
+from services.ledger.register.surveying import brought
 from shared.bus import Bus, Fence, Message
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import ConflictError, MalformedError, RefusedError, UnavailableError

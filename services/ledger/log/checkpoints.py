@@ -20,12 +20,12 @@ from typing import NamedTuple, Protocol
 
 from prometheus_client import Gauge
 
-from services.ledger import notes, tree
-from services.ledger.growing import Standing, Tree
-from services.ledger.ingesting import ALARMS
-from services.ledger.notes import Checkpoint, Key, Note, NoteError, Verifier
+from services.ledger.log import notes, tree
+from services.ledger.log.growing import Standing, Tree
+from services.ledger.log.ingesting import ALARMS
+from services.ledger.log.notes import Checkpoint, Key, Note, NoteError, Verifier
+from services.ledger.log.tree import ProofError
 from services.ledger.store import Signed, Store
-from services.ledger.tree import ProofError
 from shared.bus import Bus, Stored
 from shared.errors import BusError, ConflictError, PaidanError
 from shared.telemetry import logger

@@ -14,12 +14,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from services.ledger.asking import Registrar, Staff
 from services.ledger.events import AsOf
-from services.ledger.outlining import geojson, outlines
 from services.ledger.pinning import size_at
-from services.ledger.recalling import Recall
-from services.ledger.registering import SECTIONS, Registry, as_document, digest
+from services.ledger.register.outlining import geojson, outlines
+from services.ledger.register.recalling import Recall
+from services.ledger.register.registering import SECTIONS, Registry, as_document, digest
+from services.ledger.register.surveying import survey
 from services.ledger.store import Store
-from services.ledger.surveying import survey
 from shared.auth import Caller
 from shared.envelope import canonical
 from shared.errors import RefusedError

@@ -26,9 +26,9 @@ from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 from prometheus_client import Counter, Gauge
 
-from services.ledger import tree
-from services.ledger.notes import COSIGNATURE, NOTE_BYTES_MAX, Checkpoint, Key, Note, NoteError, Verifier
-from services.ledger.tree import HASH_BYTES, ProofError
+from services.ledger.log import tree
+from services.ledger.log.notes import COSIGNATURE, NOTE_BYTES_MAX, Checkpoint, Key, Note, NoteError, Verifier
+from services.ledger.log.tree import HASH_BYTES, ProofError
 from shared.access import public
 from shared.auth import Doorkeeper
 from shared.bus import Bus

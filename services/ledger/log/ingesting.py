@@ -18,9 +18,9 @@ from typing import Protocol
 import orjson
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.ledger import leaves
-from services.ledger.heads import Scopes, UncountedError
-from services.ledger.leaves import First, Leaf, Prefix, Read
+from services.ledger.log import leaves
+from services.ledger.log.heads import Scopes, UncountedError
+from services.ledger.log.leaves import First, Leaf, Prefix, Read
 from services.ledger.store import CollisionError
 from shared.bus import Delivery, Stored, StreamState
 from shared.errors import BusError, UnavailableError

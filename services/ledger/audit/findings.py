@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from services.ledger.tree import HASH_BYTES
+from services.ledger.log.tree import HASH_BYTES
 
 FINDINGS_MAX = 1000
 """So many are kept in full; beyond, they are counted by code."""

@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from services.ledger.ingesting import BATCH_MAX
-from services.ledger.leaves import Leaf
+from services.ledger.log.ingesting import BATCH_MAX
+from services.ledger.log.leaves import Leaf
 
 HANDED_MAX = 10_000
 """Leaves kept in memory; whoever is further behind reads them back from the store."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from shapely.geometry.polygon import orient
 
-from services.ledger.surveying import shape_of
+from services.ledger.register.surveying import shape_of
 from shared.errors import RefusedError
 from shared.facts import AreaSet, plain
 from shared.register import Register

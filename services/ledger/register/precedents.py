@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from zoneinfo import ZoneInfo
 
-from services.ledger.registering import Registry
+from services.ledger.register.registering import Registry
 from shared.bus import Bus, Delivery
 from shared.envelope import Envelope, decode
 from shared.errors import MalformedError, RefusedError, UnavailableError

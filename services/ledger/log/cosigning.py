@@ -1,7 +1,7 @@
 """
 The log's side of witnessing: whoever witnesses is given each new checkpoint with the proof that it continues theirs.
 
-Witnesses are asked (`POST <url>/add-checkpoint`, C2SP tlog-witness) or ask by themselves over the bus (`services.ledger.witness`). What
+Witnesses are asked (`POST <url>/add-checkpoint`, C2SP tlog-witness) or ask by themselves over the bus (`services.ledger.log.witness`). What
 the policy does not name is not kept. A witness that holds more than the log has signed is a sign that the log was rolled back:
 nothing is signed below what it holds.
 """
@@ -19,9 +19,9 @@ import httpx2
 import orjson
 from prometheus_client import Counter, Gauge
 
-from services.ledger.notes import NOTE_BYTES_MAX, Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.log.notes import NOTE_BYTES_MAX, Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.log.witness import Asked, origin_hash
 from services.ledger.store import Signed
-from services.ledger.witness import Asked, origin_hash
 from shared.bus import Request
 from shared.envelope import canonical
 from shared.errors import RefusedError, UnavailableError

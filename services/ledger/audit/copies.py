@@ -14,10 +14,11 @@ from typing import Any
 
 import orjson
 
-from services.ledger.auditing import NO_KEY, NO_POLICY, Anchor, Report, believed, cosigned, entries
-from services.ledger.notes import Checkpoint, Note, NoteError, Policy
-from services.ledger.receiving import IncompleteError, Part, header_of
-from services.ledger.tree import (
+from services.ledger.audit.auditing import NO_KEY, NO_POLICY, Anchor, Report, believed, cosigned, entries
+from services.ledger.audit.receiving import IncompleteError, Part, header_of
+from services.ledger.audit.verifying import Audit
+from services.ledger.log.notes import Checkpoint, Note, NoteError, Policy
+from services.ledger.log.tree import (
     HASH_BYTES,
     TILE_WIDTH,
     Edge,
@@ -27,7 +28,6 @@ from services.ledger.tree import (
     split,
     tiles_of,
 )
-from services.ledger.verifying import Audit
 from shared.errors import PaidanError
 
 LINES = 2000

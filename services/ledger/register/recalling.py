@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from services.ledger.leaves import EVENT
-from services.ledger.registering import SECTIONS, current, differences
+from services.ledger.log.leaves import EVENT
+from services.ledger.register.registering import SECTIONS, current, differences
 from services.ledger.replay import types_named
 from services.ledger.store import Selection
 from shared.envelope import opened

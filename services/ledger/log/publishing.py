@@ -17,16 +17,16 @@ from fastapi import FastAPI, Path, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse
 
-from services.ledger import tree
 from services.ledger.acting import Acts
 from services.ledger.asking import Everything, Key, Registrar
-from services.ledger.checkpoints import Signer
-from services.ledger.leaves import CONFLICT, REJECT
-from services.ledger.notes import Checkpoint, Note, NoteError, Signature, Verifier
-from services.ledger.register_api import Sentence
+from services.ledger.log import tree
+from services.ledger.log.checkpoints import Signer
+from services.ledger.log.leaves import CONFLICT, REJECT
+from services.ledger.log.notes import Checkpoint, Note, NoteError, Signature, Verifier
+from services.ledger.log.tree import TILE_WIDTH, Tile
+from services.ledger.register.register_api import Sentence
 from services.ledger.replay import Cursors
 from services.ledger.store import Selection, Signed, Store
-from services.ledger.tree import TILE_WIDTH, Tile
 from shared.access import public
 from shared.envelope import canonical
 from shared.errors import RefusedError

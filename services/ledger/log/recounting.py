@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from services.ledger import heads
-from services.ledger.checkpoints import BUCKET, Keys, subject_of
-from services.ledger.heads import Scopes, UncountedError
-from services.ledger.notes import Checkpoint, Note, NoteError, Verifier
+from services.ledger.log import heads
+from services.ledger.log.checkpoints import BUCKET, Keys, subject_of
+from services.ledger.log.heads import Scopes, UncountedError
+from services.ledger.log.notes import Checkpoint, Note, NoteError, Verifier
 from services.ledger.store import Selection, Store
 from shared.bus import Bus
 

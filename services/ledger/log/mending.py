@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
-from services.ledger import tree
-from services.ledger.notes import Checkpoint, Note, NoteError, Verifier
+from services.ledger.log import tree
+from services.ledger.log.notes import Checkpoint, Note, NoteError, Verifier
+from services.ledger.log.tree import Tile, Tiles
 from services.ledger.store import Selection, Store
-from services.ledger.tree import Tile, Tiles
 from shared.errors import PaidanError
 
 BATCH = 2048

@@ -14,13 +14,13 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from services.ledger import heads, leaves, tree
-from services.ledger.handing import Handed
-from services.ledger.heads import Scopes, UncountedError
-from services.ledger.ingesting import ALARMS
-from services.ledger.leaves import Leaf
+from services.ledger.log import heads, leaves, tree
+from services.ledger.log.handing import Handed
+from services.ledger.log.heads import Scopes, UncountedError
+from services.ledger.log.ingesting import ALARMS
+from services.ledger.log.leaves import Leaf
+from services.ledger.log.tree import TILE_HEIGHT, TILE_WIDTH, Tile, Tiles
 from services.ledger.store import Selection
-from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH, Tile, Tiles
 from shared.errors import UnavailableError
 from shared.telemetry import logger
 

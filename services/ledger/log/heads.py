@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from services.ledger import tree
+from services.ledger.log import tree
 from shared.envelope import canonical
 from shared.errors import PaidanError
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.ledger import heads, leaves, notes
-from services.ledger.findings import Findings
-from services.ledger.leaves import EVENT
-from services.ledger.notes import Checkpoint, NoteError
-from services.ledger.tree import (
+from services.ledger.audit.findings import Findings
+from services.ledger.audit.verifying import is_canonical
+from services.ledger.log import heads, leaves, notes
+from services.ledger.log.leaves import EVENT
+from services.ledger.log.notes import Checkpoint, NoteError
+from services.ledger.log.tree import (
     HASH_BYTES,
     TILE_HEIGHT,
     TILE_WIDTH,
@@ -31,7 +32,6 @@ from services.ledger.tree import (
     leaf_hash,
     verify_inclusion,
 )
-from services.ledger.verifying import is_canonical
 from shared.errors import PaidanError
 
 VERSION = "paidan/replay/1"

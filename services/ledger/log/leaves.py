@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.ledger import heads, tree
+from services.ledger.log import heads, tree
 from shared.bus import STREAM, Delivery
 from shared.envelope import Envelope, canonical, decode
 from shared.errors import MalformedError, PaidanError

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from services.ledger.tree import HASH_BYTES
+from services.ledger.log.tree import HASH_BYTES
 from shared.errors import PaidanError
 
 LOG, COSIGNATURE = 0x01, 0x04
@@ -27,7 +27,7 @@ LOG, COSIGNATURE = 0x01, 0x04
 SIGNATURE_BYTES = 64
 NOTE_BYTES_MAX = 64 * 1024
 HEADS = "heads "
-"""The extension line that names the root over the districts' counts (`services.ledger.heads`)."""
+"""The extension line that names the root over the districts' counts (`services.ledger.log.heads`)."""
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 _DASH = "— "

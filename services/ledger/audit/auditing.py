@@ -1,7 +1,7 @@
 """
 An audit of a log where it lies: reads MongoDB, what is held outside it, and the stream; writes nothing.
 
-The pure part is `services.ledger.verifying`. Here it is fed, and what does not follow from leaf to leaf is compared: signatures and
+The pure part is `services.ledger.audit.verifying`. Here it is fed, and what does not follow from leaf to leaf is compared: signatures and
 cosignatures, raw bytes, projections, the stream. What could not be looked at is said, never passed over.
 """
 
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from services.ledger import cases, leaves, projecting
-from services.ledger.checkpoints import BUCKET, subject_of
-from services.ledger.findings import Findings, plain
-from services.ledger.leaves import CONFLICT, DUP, EVENT, REJECT, read, recorded_ns, recorded_text
-from services.ledger.notes import LOG, Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger import cases, projecting
+from services.ledger.audit.findings import Findings, plain
+from services.ledger.audit.verifying import Audit
+from services.ledger.log import leaves
+from services.ledger.log.checkpoints import BUCKET, subject_of
+from services.ledger.log.leaves import CONFLICT, DUP, EVENT, REJECT, read, recorded_ns, recorded_text
+from services.ledger.log.notes import LOG, Checkpoint, Note, NoteError, Policy, Signature, Verifier
+from services.ledger.log.tree import TILE_HEIGHT, TILE_WIDTH
 from services.ledger.store import Selection, Store
-from services.ledger.tree import TILE_HEIGHT, TILE_WIDTH
-from services.ledger.verifying import Audit
 from shared.bus import Bus, Delivery, StreamState
 from shared.envelope import canonical, opened
 from shared.errors import PaidanError

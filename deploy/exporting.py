@@ -101,6 +101,12 @@ def fetched(
     part, note = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
     question = {**asked, "as": office}
     begun = _noted(note, part, question) if resume else None
+    if resume and begun is None and part.exists():
+        _warn(f"{part} 问的不是同一件事，从头导出 / {part} is of another question: from the beginning")
+    if not os.access(part if part.exists() else out.parent, os.W_OK):  # looked at before the export is on record
+        raise SetupError(
+            Said(f"写不了 {part}", f"{part} cannot be written"), Said("请另指定 --out", "name another file with --out")
+        )
     there = part.stat().st_size if begun else 0
     mark = LEAVES.get(asked["format"])
     done = _counted(part, mark) if begun and mark else 0
@@ -170,6 +176,10 @@ def _noted(note: Path, part: Path, question: Mapping[str, str]) -> Begun | None:
 def _counted(part: Path, mark: bytes) -> int:
     with part.open("rb") as file:
         return sum(block.count(mark) for block in iter(partial(file.read, 1 << 20), b""))
+
+
+def _warn(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _shown(done: int, of: int, there: int) -> None:

@@ -188,7 +188,7 @@ def enclave(
                 sources["item", fact.item] = entry
     agreed = [one for one in known.agreed(area) if agreement in (None, one.agreement)]
     if not agreed:
-        raise RefusedError("not_found", what=agreement or area)
+        raise RefusedError("not_found", what=agreement or f"{area} 的协议 / an agreement about {area}")
     ours = [one for one in agreed if district is None or district in one.parties]
     if not ours:
         raise RefusedError("foreign_district", district="、".join(agreed[-1].parties), yours=str(district))

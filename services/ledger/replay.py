@@ -156,8 +156,16 @@ class Replay:
 
 
 def types_named(names: Sequence[str]) -> tuple[str, ...]:
-    """Full types for names of facts (`task.offered`), of every version up to today's; full types as they are."""
+    """
+    Full types for names of facts (`task.offered`), of every version up to today's; full types as they are.
+
+    Raises:
+        RefusedError: `invalid`: there is no such fact.
+    """
     versions = {fact.name: fact.schema_version for fact in CATALOGUE}
+    for name in names:
+        if name not in versions and not name.startswith("cn.paidan."):
+            raise RefusedError("invalid", field="type", why=f"没有事实 {name}", why_en=f"there is no fact {name}")
     return tuple(
         full
         for name in names

@@ -60,7 +60,8 @@ async def run(workshop: Workshop) -> list[Row]:
                 writing = asyncio.create_task(_write(bus, messages[BATCH:], stored))
 
                 async def covered() -> bool:
-                    return writing.done() and await look() >= writing.result()
+                    size = await look()  # while facts come, too
+                    return writing.done() and size >= writing.result()
 
                 await until("the last fact is covered", covered, seconds * 3 + 60, LOOK_EVERY_S)
                 sequences = (

@@ -54,7 +54,7 @@ def main() -> None:
     """Wrap what can be a point, then be the service; an instance of dispatch for one district, where the test says so."""
     if SERVICE == "dispatch" and (districts := os.environ.get("PAIDAN_TEST_DISTRICTS")):
         os.environ["PAIDAN_DISTRICTS"] = json.loads(districts)[os.environ.get("PAIDAN_INSTANCE", "1")]
-    Bus.commit = wrapped("commit", Bus.commit, lambda _, messages: [m.subject for m in messages])  # type: ignore[method-assign]
+    Bus.commit = wrapped("commit", Bus.commit, lambda _, messages: [f"{m.subject} {m.data!r}" for m in messages])  # type: ignore[method-assign]
     if SERVICE == "ledger":
         from services.ledger.store import Store
 
